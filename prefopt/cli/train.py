@@ -1,0 +1,54 @@
+"""`prefopt train`: a recipe in, a run directory out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefopt.cli.console import INTERRUPTED, messages
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file.", metavar="RECIPE", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SECTION.KEY=VALUE",
+            help="Values that replace those of the recipe, each section.key=value.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in train.output_dir.")
+    ] = False,
+) -> None:
+    """Train a model on preferences as a recipe says.
+
+    Writes a run directory (train.output_dir) with the adapter, checkpoints, metrics, held-out evaluation before and
+    after, samples and report.html, and prints its path. The recipe is checked whole before a model loads.
+
+    **Examples**
+
+    - `prefopt train recipe.yaml`
+    - `prefopt train recipe.yaml loss=ipo train.learning_rate=1e-5 train.output_dir=runs/ipo`
+    - `prefopt train recipe.yaml --resume`
+    """
+    from prefopt.recipe import load_recipe
+
+    overrides = overrides or []
+    plan = load_recipe(recipe, overrides)
+    from prefopt.report import write_report  # after the check: a typing mistake should not wait for these imports
+    from prefopt.workflow import train_run
+
+    console = messages()
+    try:
+        result = train_run(plan, resume=resume, console=console)
+    except KeyboardInterrupt:
+        again = shlex.join(["prefopt", "train", str(recipe), *overrides, "--resume"])
+        console.print(f"Interrupted. Go on from the last checkpoint with:\n  {again}", soft_wrap=True, highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"report: {write_report(result.path)}", soft_wrap=True, highlight=False)
+    typer.echo(result.path)

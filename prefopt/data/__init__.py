@@ -1,0 +1,33 @@
+"""Room: data. read -> recognise -> tokenize -> group -> step -> pack -> stream."""
+
+from prefopt.data.config import DataConfig, DataOptions
+from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.inspection import Inspection, ShownRow, inspect_lines, inspect_source, show
+from prefopt.data.load import load_preferences, tokenize_rows
+from prefopt.data.pack import Part, assemble, build_packs, plan_packs
+from prefopt.data.steps import StepPlan
+from prefopt.data.stream import StepLoader
+from prefopt.data.summary import DataSummary, Lengths, Recognised
+
+__all__ = [
+    "DataConfig",
+    "DataOptions",
+    "DataSummary",
+    "Example",
+    "Inspection",
+    "Lengths",
+    "Part",
+    "PreferenceData",
+    "Recognised",
+    "ShownRow",
+    "StepLoader",
+    "StepPlan",
+    "assemble",
+    "build_packs",
+    "inspect_lines",
+    "inspect_source",
+    "load_preferences",
+    "plan_packs",
+    "show",
+    "tokenize_rows",
+]

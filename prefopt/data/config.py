@@ -1,0 +1,57 @@
+"""The recipe's `data:` section, and the options it shares with `load_preferences`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from prefopt.config import Section
+
+FormatName = Literal["auto", "pairs", "implicit_pairs", "labels"]
+FieldName = Literal["prompt", "chosen", "rejected", "completion", "label"]
+
+
+class DataOptions(Section):
+    """How preferences are read and tokenized, wherever they come from."""
+
+    format: FormatName = Field(
+        default="auto", description="What a row is: found out from columns and values, or named here."
+    )
+    columns: dict[FieldName, str] = Field(
+        default_factory=dict,
+        description="Which column holds a field, where it isn't called like it: {prompt: question}.",
+    )
+    config: str | None = Field(default=None, description="Configuration of a Hugging Face dataset.")
+    split: str = Field(default="train", description="Split of a Hugging Face dataset.")
+    revision: str | None = Field(
+        default=None, description="Revision (branch, tag or commit) of a Hugging Face dataset."
+    )
+    as_chat: bool = Field(
+        default=False, description="Take plain strings as a user's and an assistant's turn instead of as one document."
+    )
+    max_length: int = Field(default=1024, ge=2, description="Longest prompt with completion, in tokens.")
+    truncation: Literal["drop"] = Field(
+        default="drop",
+        description="What becomes of a row that is longer than max_length: 'drop' rejects and counts it.",
+    )
+    max_rejected: float = Field(
+        default=0.01, ge=0.0, le=1.0, description="Share of rows that may be rejected before the load fails."
+    )
+
+
+class DataConfig(DataOptions):
+    """Where the preferences are and how they are read."""
+
+    train: str | tuple[str, ...] = Field(description="File, glob, Hugging Face dataset name, or a list of them.")
+    eval: str | tuple[str, ...] | None = Field(default=None, description="The same for held-out preferences.")
+    eval_split: str | None = Field(
+        default=None, description="Split of a Hugging Face dataset named by eval; else `split`."
+    )
+
+    def options(self, part: Literal["train", "eval"] = "train") -> dict[str, Any]:
+        """Return the keyword options of `load_preferences` for the train or the eval source."""
+        options = self.model_dump(exclude={"train", "eval", "eval_split"})
+        if part == "eval" and self.eval_split is not None:
+            options["split"] = self.eval_split
+        return options

@@ -1,0 +1,59 @@
+"""The rows that could not be used: counted by reason, and written down one by one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from prefopt.data.read import RawRow
+from prefopt.data.rows import RowError
+from prefopt.errors import DataError
+
+FILE_NAME = "rejected_rows.jsonl"
+
+
+class RejectedRows:
+    """Collects rejected rows; a context manager around the file they go to.
+
+    Every line is `{"source", "line", "reason", "row"}`; `row` is the text of the line where that was all there was.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path / FILE_NAME if path is not None and path.is_dir() else path
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        """Reason -> where it was met first, and its detail."""
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> RejectedRows:
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise DataError(
+                    f"The rejected rows can't be written to {self.path}: {error.strerror or error}."
+                ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, raw: RawRow, error: RowError) -> None:
+        self.reasons[error.reason] += 1
+        self.first.setdefault(error.reason, f"{raw.where}: {error}")
+        if self._file is not None:
+            row: Any = raw.text if raw.row is None else dict(raw.row)
+            record = {"source": raw.source, "line": raw.line, "reason": str(error), "row": row}
+            try:
+                line = json.dumps(record, default=str, skipkeys=True)
+            except RecursionError:
+                line = json.dumps({**record, "row": "nested too deeply to be written"})
+            self._file.write(line + "\n")
+
+    @property
+    def total(self) -> int:
+        return sum(self.reasons.values())

@@ -1,0 +1,250 @@
+"""One row -> one dialogue: a prompt and its completions as text or as messages, or the reason why it can't be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from prefopt.data.formats import TRANSCRIPT_ANSWER, Format
+
+Message: TypeAlias = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+TRANSCRIPT_QUESTION = "\n\nHuman:"
+
+
+class RowError(Exception):
+    """A row that can't be used. `reason` is what is counted; `detail` is about this row."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Document:
+    """A prompt and its completions as plain text: prompt + completion is the document, nothing between."""
+
+    prompt: str
+    completions: tuple[str, ...]
+    label: bool | None = None
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A prompt as messages, and for each completion the one assistant message that answers it."""
+
+    prompt: tuple[Message, ...]
+    completions: tuple[Message, ...]
+    label: bool | None = None
+
+
+def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False) -> Document | Dialogue:
+    """Read one row by its format.
+
+    Raises:
+        RowError: a field is missing or of the wrong type, a completion is empty, chosen equals rejected, a role is
+            unknown, or the turns don't make a prompt and one answer each.
+    """
+    prompt = _field(row, format_, "prompt") if "prompt" in format_.columns else None
+    if format_.name == "completions":
+        completions = _field(row, format_, "completions")
+        if not isinstance(completions, list | tuple) or not completions:
+            raise RowError("wrong type", f"'completions' is {_kind(completions)}, not a list of completions")
+    else:
+        names = ("completion",) if "completion" in format_.columns else ("chosen", "rejected")
+        completions = [_field(row, format_, name) for name in names]
+    label = _label(_field(row, format_, "label")) if "label" in format_.columns else None
+    read: Document | Dialogue
+    if all(isinstance(value, str) for value in completions) and (prompt is None or isinstance(prompt, str)):
+        read = _document(prompt, completions, label, format_)
+        if as_chat:
+            read = _as_dialogue(read, format_)
+    else:
+        read = _dialogue(prompt, completions, label)
+    if format_.form == "paired" and read.completions[0] == read.completions[1]:
+        raise RowError("chosen = rejected")
+    return read
+
+
+def scalars(row: Mapping[str, Any], format_: Format) -> dict[str, Any]:
+    """Return the columns that the format doesn't use and that hold a number, a truth value or a short string."""
+    used = set(format_.columns.values())
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in used and (isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200))
+    }
+
+
+def _field(row: Mapping[str, Any], format_: Format, name: str) -> Any:
+    column = format_.columns[name]
+    value = row.get(column)
+    if value is None:
+        raise RowError("field missing", f"'{column}'" + (" is null" if column in row else ""))
+    return value
+
+
+def _label(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    raise RowError("wrong type", f"'label' is {value!r:.40}; it must be true or false, or 1 or 0")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise RowError("wrong type", f"{what} is {_kind(value)}, not a string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("not Unicode", f"{what} has half a surrogate pair at character {error.start}") from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
+
+
+# ---- plain text ----
+
+
+def _document(prompt: str | None, completions: Sequence[str], label: bool | None, format_: Format) -> Document:
+    texts = [_text(value, "a completion") for value in completions]
+    if prompt is None:
+        prompt, texts = _transcript(texts) if format_.transcript else _common_prefix(texts)
+    else:
+        prompt = _text(prompt, "the prompt")
+        if format_.repeats_prompt:
+            if not all(text.startswith(prompt) for text in texts):
+                raise RowError("prompt not repeated", "the other rows' completions begin with their prompt")
+            texts = [text[len(prompt) :] for text in texts]
+    if not all(text.strip() for text in texts):
+        raise RowError("empty completion")
+    return Document(prompt, tuple(texts), label)
+
+
+def _transcript(texts: Sequence[str]) -> tuple[str, list[str]]:
+    """Cut transcripts behind their last `Assistant:`."""
+    cuts = [text.rfind(TRANSCRIPT_ANSWER) for text in texts]
+    if min(cuts) < 0:
+        raise RowError("no answer in the transcript", f"{TRANSCRIPT_ANSWER!r} is missing")
+    stops = [cut + len(TRANSCRIPT_ANSWER) for cut in cuts]
+    prompt = texts[0][: stops[0]]
+    if any(text[:stop] != prompt for text, stop in zip(texts, stops, strict=True)):
+        raise RowError("different prompts", "the transcripts differ before their last answer")
+    return prompt, [text[stop:] for text, stop in zip(texts, stops, strict=True)]
+
+
+def _common_prefix(texts: Sequence[str]) -> tuple[str, list[str]]:
+    """Cut at the last whitespace inside the longest common prefix: spaces go to the completion, a newline stays."""
+    if texts[0] == texts[1]:
+        raise RowError("chosen = rejected")
+    first, last = min(texts), max(texts)
+    size = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    stop = size
+    while stop and not first[stop - 1].isspace():
+        stop -= 1
+    start = stop
+    while start and first[start - 1].isspace():
+        start -= 1
+    newline = first.rfind("\n", start, stop)
+    cut = start if newline < 0 else newline + 1
+    return first[:cut], [text[cut:] for text in texts]
+
+
+# ---- messages ----
+
+
+def _dialogue(prompt: Any, completions: Sequence[Any], label: bool | None) -> Dialogue:
+    turns = [_messages(value, "a completion", role="assistant") for value in completions]
+    if isinstance(prompt, list | tuple):
+        before = _messages(prompt, "the prompt", role="user")
+        turns = [own[len(before) :] if own[: len(before)] == before else own for own in turns]
+    else:
+        before = []
+    shared = _shared(turns)
+    if isinstance(prompt, str):
+        asked = _text(prompt, "the prompt")
+        if not shared:
+            before = [{"role": "user", "content": asked}]
+        elif not any(m["role"] == "user" and m["content"].strip() == asked.strip() for m in shared):
+            raise RowError("different prompts", "the prompt column is no user turn of the messages")
+    elif prompt is not None and not isinstance(prompt, list | tuple):
+        raise RowError("wrong type", f"the prompt is {_kind(prompt)}, not a string or a list of messages")
+    before = before + shared
+    answers = tuple(_answer(own[len(shared) :]) for own in turns)
+    if not before:
+        raise RowError("empty prompt", "no message comes before the answers")
+    if before[-1]["role"] == "assistant":
+        raise RowError("prompt ends with an assistant turn", "an answer must follow a user's or a tool's turn")
+    return Dialogue(tuple(before), answers, label)
+
+
+def _messages(value: Any, what: str, *, role: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": _text(value, what)}]
+    if not isinstance(value, list | tuple):
+        raise RowError("wrong type", f"{what} is {_kind(value)}, not a string or a list of messages")
+    if not value:
+        raise RowError("empty prompt" if role == "user" else "empty completion", "a list of no messages")
+    return [_message(item, what) for item in value]
+
+
+def _message(value: Any, what: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise RowError("wrong type", f"a message of {what} is {_kind(value)}, not role and content")
+    for key in ("role", "content"):
+        if value.get(key) is None:
+            raise RowError("field missing", f"a message of {what} has no '{key}'")
+    role = value["role"]
+    if role not in ROLES:
+        raise RowError("unknown role", f"{role!r:.40} is none of {', '.join(ROLES)}")
+    _text(value["content"], "a message's content")
+    return {key: item for key, item in value.items() if item is not None}  # Parquet fills absent keys with null
+
+
+def _shared(turns: Sequence[Sequence[Message]]) -> list[Message]:
+    """Leading messages that all have in common; each keeps its last message."""
+    room = min(map(len, turns)) - 1
+    size = 0
+    while size < room and all(own[size] == turns[0][size] for own in turns):
+        size += 1
+    return list(turns[0][:size])
+
+
+def _answer(turns: Sequence[Message]) -> Message:
+    if not turns:
+        raise RowError("empty completion", "it repeats the prompt and answers nothing")
+    if len(turns) != 1:
+        raise RowError("several turns in a completion", f"{len(turns)} messages differ; only the last answer may")
+    if turns[0]["role"] != "assistant":
+        raise RowError("completion is no assistant turn", f"its role is '{turns[0]['role']}'")
+    if not turns[0]["content"].strip():
+        raise RowError("empty completion")
+    return turns[0]
+
+
+def _as_dialogue(read: Document, format_: Format) -> Dialogue:
+    """Take strings as turns: a transcript as all of its turns, anything else as one question and its answers."""
+    if format_.transcript:
+        prompt = _transcript_turns(read.prompt)
+    else:
+        prompt = [{"role": "user", "content": read.prompt.strip() if format_.name == "implicit_pairs" else read.prompt}]
+    spaced = "prompt" not in format_.columns or format_.repeats_prompt  # a separator was cut off with the completion
+    answers = tuple({"role": "assistant", "content": t.strip() if spaced else t} for t in read.completions)
+    return Dialogue(tuple(prompt), answers, read.label)
+
+
+def _transcript_turns(prompt: str) -> list[Message]:
+    turns: list[Message] = []
+    for asked in prompt.removesuffix(TRANSCRIPT_ANSWER).split(TRANSCRIPT_QUESTION)[1:]:
+        question, *answers = asked.split(TRANSCRIPT_ANSWER)
+        turns.append({"role": "user", "content": question.strip()})
+        turns += [{"role": "assistant", "content": answer.strip()} for answer in answers]
+    if not turns or turns[-1]["role"] != "user":
+        raise RowError("no question in the transcript", f"{TRANSCRIPT_QUESTION!r} doesn't come before the answer")
+    return turns

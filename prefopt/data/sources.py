@@ -1,0 +1,104 @@
+"""What the user named -> rows: a file, a glob, a list of them, rows in memory, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from prefopt.data.config import DataOptions
+from prefopt.data.read import RawRow, read_file, read_rows
+from prefopt.errors import DataError
+
+Source: TypeAlias = "str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]"
+
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".csv", ".tsv", ".arrow", ".txt", ".zst", ".zip")
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+BARE_FILE = re.compile(r"[^/]+\.[A-Za-z]\w*")  # a name with a suffix and no owner
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """One source: its name and its rows, read as they are asked for."""
+
+    name: str
+    rows: Generator[RawRow, None, None]
+
+
+def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
+    """Resolve everything that `source` names, before a row is read.
+
+    Raises:
+        DataError: a missing file, a glob without match, a name that is neither file nor dataset, or nothing at all.
+    """
+    if isinstance(source, (str, Path)):
+        return iter(_resolve(source, options))
+    items = list(source)
+    if not items:
+        raise DataError("No data was named: the list of sources is empty.")
+    if all(isinstance(item, (str, Path)) for item in items):
+        return iter([named for item in items if isinstance(item, (str, Path)) for named in _resolve(item, options)])
+    return iter([NamedRows("rows", read_rows(items))])
+
+
+def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [NamedRows(str(path), read_file(path))]
+    if path.is_dir():
+        raise DataError(f"{path} is a directory; name its files, for instance '{path}/*.jsonl'.")
+    text = str(name)
+    if glob.has_magic(text):
+        return _glob(path)
+    if isinstance(name, Path) or _looks_like_a_file(text):
+        raise DataError(f"The file {path} is missing{_nearest_file(path) or '.'}")
+    if not HUB_NAME.fullmatch(text):
+        raise DataError(f"'{text}' is neither a file nor the name of a Hugging Face dataset.")
+    return [NamedRows(text, _hub(text, options))]
+
+
+def _glob(pattern: Path) -> list[NamedRows]:
+    anchor = Path(pattern.anchor)
+    found = sorted(str(path) for path in anchor.glob(str(pattern.relative_to(anchor))) if path.is_file())
+    if not found:
+        raise DataError(f"No file matches '{pattern}'.")
+    return [NamedRows(path, read_file(Path(path))) for path in found]
+
+
+def _looks_like_a_file(text: str) -> bool:
+    return (
+        text.endswith(FILE_SUFFIXES)
+        or text.startswith((".", "/", "~"))
+        or "\\" in text
+        or text.count("/") > 1
+        or bool(BARE_FILE.fullmatch(text))
+    )
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f", and so is its folder {folder}."
+    names = sorted(other.name for other in folder.iterdir() if other.is_file())
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean '{folder / close[0]}'?" if close else ""
+
+
+def _hub(name: str, options: DataOptions) -> Generator[RawRow, None, None]:
+    """Rows of a dataset on the Hugging Face Hub, or in its local cache."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        found = datasets.load_dataset(name, options.config, split=options.split, revision=options.revision)
+    except (datasets.exceptions.DatasetsError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        sentence = " ".join(str(error).split())
+        raise DataError(
+            f"The dataset '{name}' (config {options.config or 'default'}, split {options.split}) is no file here and "
+            f"could not be loaded from the Hugging Face Hub: {sentence[:300]}"
+        ) from error
+    yield from read_rows(found, name)

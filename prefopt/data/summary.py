@@ -1,0 +1,66 @@
+"""What was read, recognised, rejected and measured: the record behind `data.json` and `prefopt data inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Percentiles of a length over the used examples, in the summary's unit."""
+
+    mean: float
+    p50: int
+    p90: int
+    p95: int
+    p99: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What one source was taken for, and why."""
+
+    source: str
+    format: str
+    why: str
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Counts over one load; rows_read = rows_used + rows_rejected, always."""
+
+    rows_read: int = 0
+    rows_used: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> rows."""
+    form: str = ""
+    """"paired" or "unpaired"."""
+    recognised: tuple[Recognised, ...] = ()
+    unit: str = "tokens"
+    """What `lengths` counts: "tokens", or "characters" where no tokenizer was given."""
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    """prompt, and chosen and rejected or completion."""
+    chosen_longer: float | None = None
+    """Share of pairs whose chosen completion is the longer one; 0.5 is no length bias. Equal lengths count half."""
+    desirable: float | None = None
+    """Share of labelled completions that are desirable."""
+    distinct_prompts: int = 0
+    duplicates: int = 0
+    """Examples that repeat an earlier one token by token, label included."""
+    boundary_fallbacks: int = 0
+    """Rows in which a token spanned prompt and completion, so that the completion was cut at the character."""
+    altered_prompts: int = 0
+    """Rows whose chat template writes an answered prompt otherwise than an open one."""
+    notes: tuple[str, ...] = ()
+    """What else is worth a sentence."""
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able copy, `rows_rejected` included."""
+        return {**asdict(self), "rows_rejected": self.rows_rejected}

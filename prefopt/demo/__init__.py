@@ -1,0 +1,1 @@
+"""Room: the demo, its data and its proof of origin."""

@@ -1,0 +1,148 @@
+"""Sequence log-probs of completions, by packs: what every evaluation stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from prefopt.data import Example, PreferenceData, assemble, plan_packs, tokenize_rows
+from prefopt.errors import DataError, ModelError
+from prefopt.eval.intervals import Floats
+from prefopt.eval.pairs import PairScores
+from prefopt.models.modes import evaluating
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import Reference
+from prefopt.records import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHARE = 512
+"""Tokens of a group (twice its prompt, if that is more) up to which completions share one prompt's computation: more
+would save little of the prompt and let the attention inside a group grow."""
+
+
+def score_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int | None = None,
+    token_budget: int = 8192,
+) -> list[list[float]]:
+    """Return, for every row, log pi(completion | prompt) of each of its completions, in nats.
+
+    A row holds text or messages, in any pair format or as `prompt` with `completion` or `completions`; chosen comes
+    before rejected. The sum is over completion tokens, its end-of-turn token included.
+
+    Args:
+        model: a causal language model, with or without adapters; scored as it stands, without dropout.
+        tokenizer: its tokenizer.
+        rows: what to score. Equal prompts are computed once.
+        max_length: tokens a prompt and its completion may have together; None for no limit.
+        token_budget: tokens computed at once. It changes memory and time, never the numbers.
+
+    Raises:
+        DataError: a row that can't be read, tokenized or that is longer than `max_length`, with its index.
+    """
+    examples = tokenize_rows(rows, tokenizer, max_length=max_length)
+    policy = PackedModel(model)
+    flat, _ = _score(examples, policy, None, token_budget)
+    stops = np.cumsum([len(example.completions) for example in examples])
+    return [part.tolist() for part in np.split(flat, stops[:-1])] if examples else []
+
+
+def pair_logprobs(
+    policy: PackedModel, data: PreferenceData, *, reference: Reference | None = None, token_budget: int = 8192
+) -> PairScores:
+    """Score every pair of `data` with the policy and, where one is given, the reference, on the same packs.
+
+    Raises DataError for labelled data.
+    """
+    if data.form != "paired":
+        raise DataError(
+            "This evaluation compares a chosen with a rejected completion, but the data has labelled completions. "
+            "Name a file of pairs as the evaluation data."
+        )
+    scores, frozen = _score(data.examples, policy, reference, token_budget)
+    return PairScores(
+        policy=scores.reshape(-1, 2),
+        reference=None if frozen is None else frozen.reshape(-1, 2),
+        length=data.completion_lengths.astype(np.int64).reshape(-1, 2),
+    )
+
+
+@torch.no_grad()
+def _score(
+    examples: Sequence[Example], policy: PackedModel, reference: Reference | None, token_budget: int
+) -> tuple[Floats, Floats | None]:
+    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's."""
+    shared = policy.admission.shared
+    groups, place = _distinct(examples, shared=shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found = np.full(int(first[-1]), np.nan)
+    frozen = np.full(int(first[-1]), np.nan) if reference is not None else None
+    device = policy.head_weight.device
+    plans = plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(policy.model))
+        stack.enter_context(policy.attached())
+        if reference is not None:
+            stack.enter_context(reference.attached())
+        for plan in plans:
+            pack = assemble([part.group for part in plan], shared=shared).to(device)
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            found[at] = policy.logprobs(pack).double().cpu().numpy()
+            if reference is not None and frozen is not None:
+                compared = reference.logprobs(pack)
+                if compared is None:
+                    frozen = None
+                else:
+                    frozen[at] = compared.double().cpu().numpy()
+    for values in (found, frozen):
+        if values is not None and not np.isfinite(values).all():
+            raise ModelError(
+                f"{int((~np.isfinite(values)).sum())} of {values.size} completions have no finite log-prob: "
+                "the model's weights or its precision are broken; try model.dtype=float32."
+            )
+    return found[place], None if frozen is None else frozen[place]
+
+
+def _distinct(
+    examples: Sequence[Example], *, shared: bool, token_budget: int
+) -> tuple[list[Group], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Return groups in which every distinct completion of every distinct prompt stands once, and where to find it.
+
+    The second is (completions of all examples,): the place of each among the groups' completions laid end to end.
+    """
+    prompts: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+    wanted: list[tuple[tuple[int, ...], int]] = []
+    for example in examples:
+        known = prompts.setdefault(example.prompt, {})
+        wanted += [(example.prompt, known.setdefault(c, len(known))) for c in example.completions]
+    groups: list[Group] = []
+    start: dict[tuple[int, ...], int] = {}
+    total = 0
+    for prompt, known in prompts.items():
+        start[prompt] = total
+        total += len(known)
+        limit = min(token_budget, max(_SHARE, 2 * len(prompt))) if shared else 0
+        groups += [Group(prompt, part) for part in _cut(len(prompt), list(known), limit)]
+    return groups, np.array([start[prompt] + index for prompt, index in wanted], dtype=np.int64)
+
+
+def _cut(prompt: int, completions: list[tuple[int, ...]], limit: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Yield runs of completions that fit in `limit` tokens behind a prompt of `prompt` tokens; at least one each."""
+    held: list[tuple[int, ...]] = []
+    size = prompt
+    for completion in completions:
+        if held and size + len(completion) > limit:
+            yield tuple(held)
+            held, size = [], prompt
+        held.append(completion)
+        size += len(completion)
+    yield tuple(held)

@@ -1,0 +1,7 @@
+"""Fused sequence log-probs here; shared-prompt attention in `prefopt.kernels.attention`. No model knowledge."""
+
+from __future__ import annotations
+
+from prefopt.kernels.logprobs import sequence_logprobs
+
+__all__ = ["sequence_logprobs"]

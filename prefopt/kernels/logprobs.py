@@ -1,0 +1,226 @@
+"""Sequence log-probs from hidden states and a linear head, without a tokens x vocabulary tensor.
+
+Letters: N scored tokens, S completions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from prefopt.errors import nearest
+from prefopt.kernels import oracle
+from prefopt.kernels.head import Backend, Head, TokenScores, accumulation_dtype
+from prefopt.kernels.tiles import TorchTiles
+
+Reduction = Literal["sum", "mean", "none"]
+BackendName = Literal["auto", "torch", "oracle"]
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_OPAQUE = ("Params4bit", "Int8Params", "DTensor")
+
+
+def sequence_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    segment: Tensor,
+    num_segments: int,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    reduction: Reduction = "sum",
+    backend: BackendName = "auto",
+) -> Tensor:
+    """Return the log-prob of each completion: (S,) float32 (float64 for float64 input), nats.
+
+    Token logits are `z = logit_scale * h W^T + bias`, then `softcap * tanh(z / softcap)` where given. Differentiable
+    once in `hidden`, `weight` and `bias`. When neither weight nor bias asks for a gradient, the gradient of `hidden` is
+    computed along with the forward pass. Autocast has no effect inside.
+
+    Args:
+        hidden: (N, H) the hidden states that predict the tokens; bfloat16, float16, float32 or float64.
+        weight: (V, H) the head's weight, in hidden's dtype.
+        target: (N,) integer, the token that each must predict.
+        segment: (N,) integer, ascending; the completion that each token belongs to.
+        num_segments: S.
+        bias: (V,) in hidden's dtype.
+        softcap: the cap of Gemma 2's logits, > 0.
+        logit_scale: multiplies the logits before the bias.
+        reduction: "sum" or "mean" over each completion's tokens, (S,), 0 for one without tokens; "none": (N,).
+        backend: "torch" (tiles), "oracle" (naive, float64, tests only) or "auto".
+
+    Raises:
+        ValueError: a shape, dtype, device, index or option that can't be used; nothing is computed before.
+
+    """
+    _check_options(num_segments, softcap, logit_scale, reduction, backend)
+    _check_tensors(hidden, weight, bias, target, segment)
+    target, segment = target.long(), segment.long()
+    _check_indices(target, segment, weight.shape[0], num_segments)
+    head = Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
+    with torch.autocast(hidden.device.type, enabled=False):
+        if backend == "oracle":
+            token = oracle.token_logprobs(hidden, target, head)
+            result = oracle.reduce_segments(token, segment, num_segments, reduction)
+        else:
+            token = token_logprobs(hidden, target, head, TorchTiles())
+            result = _reduce_segments(token, segment, num_segments, reduction)
+    return result.to(accumulation_dtype(hidden.dtype))
+
+
+def token_logprobs(hidden: Tensor, target: Tensor, head: Head, backend: Backend) -> Tensor:
+    """Return `log p(target)`, (N,) float32 or float64, nats, differentiable once; arguments are taken as valid."""
+    inputs = (hidden, head.weight, head.bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        return TokenLogprobs.apply(*inputs, target, head.scale, head.softcap, backend)
+    return backend.score(hidden, target, head).logprob
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """The one autograd function of the fused head, over any backend."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        scale: float,
+        softcap: float | None,
+        backend: Backend,
+    ) -> Tensor:
+        """Score the targets and keep what the backward pass needs."""
+        head = Head(weight, bias, scale, softcap)
+        ctx.frozen_head = not any(ctx.needs_input_grad[1:3])
+        if ctx.frozen_head:
+            scores, direction = backend.score_with_direction(hidden, target, head)
+            ctx.save_for_backward(direction)
+            ctx.dtype = hidden.dtype
+        else:
+            scores = backend.score(hidden, target, head)
+            ctx.save_for_backward(hidden, weight, bias, target, *scores)
+            ctx.options = (scale, softcap, backend)
+        return scores.logprob
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the direction of each token, or recompute the logits for a head in training."""
+        # The engine enables gradients here for create_graph only. Without this a second derivative would lack its part.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "sequence_logprobs can be differentiated once, and create_graph=True asks for more; compute second "
+                "derivatives of small cases with backend='oracle'."
+            )
+        rest = (None,) * 4
+        if ctx.frozen_head:
+            (direction,) = ctx.saved_tensors
+            gradient = torch.empty(direction.shape, dtype=ctx.dtype, device=direction.device)
+            # Rows at a time, so that no second (N, H) in the accumulation dtype exists.
+            for start in range(0, direction.shape[0], 512):
+                rows = slice(start, start + 512)
+                gradient[rows] = direction[rows] * upstream[rows].unsqueeze(1)
+            return gradient, None, None, *rest
+        hidden, weight, bias, target, *kept = ctx.saved_tensors
+        scale, softcap, backend = ctx.options
+        scores = TokenScores(*kept)
+        needs = ctx.needs_input_grad[:3]
+        with torch.autocast(hidden.device.type, enabled=False):
+            gradients = backend.gradients(hidden, target, Head(weight, bias, scale, softcap), scores, upstream, needs)
+        return *gradients, *rest
+
+
+def _reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:
+    """Sum or average `token` (N,) over ascending `segment` (N,), one segment after the other in float64: (S,)."""
+    if reduction == "none":
+        return token
+    if num_segments == 0:
+        return token[:0]
+    bounds = torch.searchsorted(segment.contiguous(), torch.arange(num_segments + 1, device=segment.device))
+    length = bounds.diff()
+    total: Tensor = torch.segment_reduce(token.double(), "sum", lengths=length, unsafe=True, initial=0)
+    return total / length.clamp(min=1) if reduction == "mean" else total
+
+
+def _check_options(num_segments: int, softcap: float | None, logit_scale: float, reduction: str, backend: str) -> None:
+    if isinstance(num_segments, bool) or not isinstance(num_segments, int) or num_segments < 0:
+        raise ValueError(f"num_segments is {num_segments!r}; it must be an integer of at least 0.")
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap is {softcap}; it must be a finite number above 0, or None for no softcap.")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale is {logit_scale}; it must be a finite number.")
+    if reduction not in get_args(Reduction):
+        hint = nearest(reduction, get_args(Reduction))
+        raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
+    if backend == "triton":
+        raise ValueError("backend is 'triton', which this version doesn't have yet; use 'auto' or 'torch'.")
+    if backend not in get_args(BackendName):
+        hint = nearest(backend, get_args(BackendName))
+        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'torch' or 'oracle'{hint}.")
+
+
+def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is None:
+            continue
+        kind = type(x).__name__
+        if kind in _OPAQUE or "Quantized" in kind or x.is_quantized:
+            what = "sharded" if kind == "DTensor" else "quantized"
+            raise ValueError(
+                f"{name} is a {what} tensor ({kind}), which has no plain values to multiply with; gather or dequantize "
+                "it first, or keep the head out of quantization."
+            )
+        if x.dtype not in _DTYPES:
+            raise ValueError(
+                f"{name} has dtype {_dtype(x)}; it must be bfloat16, float16, float32 or float64, so a head stored in "
+                "another form (quantized weights are integers) must be dequantized first."
+            )
+        if x.dtype != hidden.dtype:
+            raise ValueError(f"{name} has dtype {_dtype(x)} but hidden has {_dtype(hidden)}; cast one to the other.")
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; they must be (N, H) and (V, H) "
+            "with the same H."
+        )
+    if weight.shape[0] == 0:
+        raise ValueError("weight has no rows; the vocabulary must hold at least one token.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},), one entry a token.")
+    for name, x in (("target", target), ("segment", segment)):
+        if x.shape != hidden.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({hidden.shape[0]},), as hidden has rows.")
+        if x.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} has dtype {_dtype(x)}; it must be int64 or int32.")
+    for name, other in (("weight", weight), ("bias", bias), ("target", target), ("segment", segment)):
+        if other is not None and other.device != hidden.device:
+            raise ValueError(f"{name} is on {other.device} but hidden is on {hidden.device}; move them together.")
+
+
+def _check_indices(target: Tensor, segment: Tensor, vocabulary: int, num_segments: int) -> None:
+    if target.numel() == 0:
+        return
+    falls = (segment.diff() < 0).any()
+    # One transfer from the device for all of it.
+    facts = torch.stack([*target.aminmax(), *segment.aminmax(), falls.long()]).tolist()
+    low, high, first, last, descends = facts
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"target holds {low if low < 0 else high}; every entry must be from 0 to {vocabulary - 1}, so leave "
+            "masked positions (-100) out of hidden and target."
+        )
+    if first < 0 or last >= num_segments:
+        raise ValueError(
+            f"segment holds {first if first < 0 else last}; every entry must be from 0 to num_segments - 1 = "
+            f"{num_segments - 1}."
+        )
+    if descends:
+        raise ValueError("segment must ascend: sort the tokens so that those of one completion stand together.")
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

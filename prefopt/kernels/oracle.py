@@ -1,0 +1,29 @@
+"""Sequence log-probs the naive way: all logits at once in float64, plain autograd. For tests only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prefopt.kernels.head import Head
+
+
+def token_logprobs(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
+    """Return `log p(target)`, (N,) float64, nats; differentiable in hidden (N, H), weight and bias."""
+    logits = head.scale * (hidden.double() @ head.weight.double().T)
+    if head.bias is not None:
+        logits = logits + head.bias.double()
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:
+    """Sum or average `token` (N,) over each of the segments by one mask a segment; (S,)."""
+    if reduction == "none":
+        return token
+    rows = []
+    for index in range(num_segments):
+        mine = token[segment == index]
+        rows.append(mine.sum() / max(1, mine.numel()) if reduction == "mean" else mine.sum())
+    return torch.stack(rows) if rows else token[:0]

@@ -1,0 +1,186 @@
+"""The recipe's `model` and `reference` sections."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from prefopt.config import Section
+from prefopt.errors import nearest
+
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+ReferenceKind = Literal["auto", "adapter_off", "frozen_copy", "model", "none"]
+
+_RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
+_OURS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
+)
+"""Fields of PEFT's LoraConfig that describe the saved adapter rather than the method."""
+
+
+def _fail(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError("model", "{sentence}", {"sentence": sentence})
+
+
+class LoraSection(Section):
+    """A new LoRA adapter on the frozen model. Any other field of PEFT's `LoraConfig` may stand beside these."""
+
+    # Open to other keys: `_check_passthrough` refuses those that PEFT does not have.
+    model_config = ConfigDict(extra="allow")
+
+    r: int = Field(default=16, ge=1, description="Rank of the update of each weight matrix.")
+    alpha: float = Field(default=32, gt=0, description="The update is scaled by alpha / r.")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout on the adapter's input. Above 0 the result depends on how completions are packed.",
+    )
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear",
+        description="'all-linear', a regular expression, or names of the modules that get an adapter.",
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="What the adapter's weights are stored and updated in; they always compute in the model's dtype. "
+        "auto is float32: bfloat16 keeps 8 bits, so an update under 1/256 of a weight is lost.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_passthrough(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not (extra := [k for k in value if k not in cls.model_fields]):
+            return value
+        from peft import LoraConfig  # only here: importing PEFT takes seconds
+
+        known = {field.name for field in dataclasses.fields(LoraConfig)} - _OURS - set(_RENAMED)
+        for name in extra:
+            if name in _RENAMED:
+                raise _fail(f"'{name}' is called '{_RENAMED[name]}' here.")
+            if name not in known:
+                allowed = {*known, *cls.model_fields}
+                raise _fail(
+                    f"'{name}' is neither one of {', '.join(cls.model_fields)} nor a setting of PEFT's LoraConfig"
+                    f"{nearest(str(name), allowed)}"
+                )
+        return value
+
+    def passthrough(self) -> dict[str, Any]:
+        """Return the fields that go to PEFT's `LoraConfig` as they are."""
+        return dict(self.model_extra or {})
+
+
+class TokenizerSection(Section):
+    """Where the tokenizer differs from the one that lies beside the model."""
+
+    name: str | None = Field(
+        default=None, description="Hub name or directory of another tokenizer with the same token ids."
+    )
+    chat_template: str | None = Field(
+        default=None, description="A Jinja chat template: a file, or the template itself."
+    )
+
+
+class ModelConfig(Section):
+    """Which model is trained, in which precision, and with which adapter."""
+
+    name: str = Field(
+        min_length=1,
+        description="A name on the Hugging Face Hub, a directory with a model in safetensors format, or a .gguf file.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
+    dtype: DtypeName = Field(
+        default="auto",
+        description="Precision of the weights. auto: bfloat16 where the machine computes it fast and the weights "
+        "stay frozen, else float32 (weights that train need its small steps).",
+    )
+    device: str = Field(
+        default="auto",
+        description="auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, ...: where it loads.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Only for an author you trust."
+    )
+    dropout: bool = Field(
+        default=False,
+        description="Keep the dropout of the model's own configuration; off, log-probs don't depend on chance.",
+    )
+    tokenizer: TokenizerSection = Field(
+        default=TokenizerSection(), description="Where the tokenizer differs from the model's."
+    )
+    lora: LoraSection | None = Field(
+        default=LoraSection(), description="The LoRA adapter to train; null trains all weights of the model."
+    )
+    adapter: str | None = Field(
+        default=None, description="A PEFT adapter (directory or Hub name) to go on training, instead of a new one."
+    )
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> ModelConfig:
+        if self.adapter is None:
+            return self
+        if self.lora is None:
+            raise _fail("'adapter' goes on training an adapter and 'lora: null' trains the whole model: leave one out.")
+        if self.lora.model_copy(update={"dtype": "auto"}) != LoraSection():
+            raise _fail(
+                f"the adapter {self.adapter} brings its own settings, so 'lora' may only say its dtype: "
+                "remove the other keys, or remove 'adapter' to train a new one."
+            )
+        return self
+
+
+class ReferenceConfig(Section):
+    """What the policy is compared with: `reference: auto`, or `reference: {model: NAME}`."""
+
+    kind: ReferenceKind = Field(
+        default="auto",
+        description="auto: the policy as it is at the start, the cheapest exact way. adapter_off: the model without "
+        "its adapter. frozen_copy: a copy of the weights that train. model: another model. none: for losses "
+        "without reference.",
+    )
+    model: str | None = Field(
+        default=None, description="Name of a model with the same vocabulary, loaded beside the policy."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of that model on the Hub.")
+    dtype: DtypeName = Field(default="auto", description="Precision of that model; auto is the policy's.")
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with that model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        if value is None:  # `reference: null`, and YAML's `~`
+            return {"kind": "none"}
+        if isinstance(value, str):
+            return {"kind": _kind(value)}
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("kind") is not None:
+            return {**value, "kind": _kind(value["kind"])}
+        return {**value, "kind": "model" if value.get("model") else "auto"}
+
+    @model_validator(mode="after")
+    def _check_model(self) -> ReferenceConfig:
+        if self.kind == "model" and not self.model:
+            raise _fail("a reference of kind 'model' needs the model's name: write {model: NAME}.")
+        given = {"model", "revision", "dtype", "trust_remote_code"} & self.model_fields_set
+        if self.kind != "model" and (extra := [k for k in sorted(given) if getattr(self, k) != _default(k)]):
+            raise _fail(f"{', '.join(extra)} belong to a reference of kind 'model', not of kind '{self.kind}'.")
+        return self
+
+
+def _default(field: str) -> Any:
+    return ReferenceConfig.model_fields[field].default
+
+
+def _kind(word: Any) -> Any:
+    kinds = ("auto", "adapter_off", "frozen_copy", "model", "none")
+    if isinstance(word, str) and word not in kinds:
+        raise _fail(
+            f"'{word}' is no reference: write one of auto, adapter_off, frozen_copy, none, or {{model: NAME}}"
+            f"{nearest(word, kinds)}"
+        )
+    return word

@@ -1,0 +1,137 @@
+"""A causal language model that gives the log-probs of packs: backbone, then the fused head on scored tokens alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.errors import ModelError
+from prefopt.kernels.attention import SHARED_PROMPT, register
+from prefopt.models.admission import Admission, admit
+from prefopt.models.causal import CausalModel, Reduction
+from prefopt.records import GroupLayout, Layout, Pack
+
+
+class PackedModel:
+    """Computes the log-probs of packs with a causal language model, with or without adapters.
+
+    Args:
+        model: the model; it stays as it is outside of `attached`.
+        admission: what the model allows; by default found out by `admit`.
+
+    Raises:
+        ModelError: when the model is no text-only causal language model, or its log-probs can't be computed by parts.
+    """
+
+    def __init__(self, model: nn.Module, *, admission: Admission | None = None) -> None:
+        self.model: Any = model
+        self.admission = admit(model) if admission is None else admission
+        self._causal = CausalModel(model)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, H), the weight that logits are made with, without low-rank adapters."""
+        return self._causal.head_weight
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within, `logprobs` works and the model can't be used otherwise; afterwards the model is as it was.
+
+        Stay inside for the backward pass too: activation checkpointing runs the forward pass again there.
+        """
+        if not self.admission.shared:
+            yield
+            return
+        register()
+        with self._causal.attention(SHARED_PROMPT):
+            yield
+
+    def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
+        """Return the log-prob of each completion, (S,) float32 (float64 of a float64 model), nats, differentiable.
+
+        Args:
+            pack: with shared prompts, or rows. A model that shares prompts takes both.
+            reduction: "sum" or "mean" over a completion's tokens, (S,); "none" for every token, (N,).
+
+        Raises:
+            ModelError: outside of `attached`, or for shared prompts when the model can't share them.
+        """
+        if self.admission.shared:
+            hidden = self._shared(pack)
+        elif pack.layout is not None:
+            raise ModelError(
+                f"{self._causal.name} can't share prompts ({self.admission.reason}); build its packs with shared=False."
+            )
+        elif self.admission.one_row and pack.tokens.shape[0] > 1:
+            hidden = torch.cat([self._row(pack, row) for row in range(pack.tokens.shape[0])])
+        else:
+            padding = pack.mask is not None and not bool(pack.mask.all())
+            hidden = self._causal.hidden(input_ids=pack.tokens, **({"attention_mask": pack.mask} if padding else {}))
+        scored = _Scored.apply(hidden.flatten(0, 1), pack.score_at)
+        return self._causal.score(scored, pack.target, pack.segment, pack.num_sequences, reduction)
+
+    def _shared(self, pack: Pack) -> Tensor:
+        """Return hidden states (1, T, H), or (R, T, H) for a pack of rows, which go side by side as one row."""
+        self._check_attached("logprobs")
+        if pack.layout is not None:
+            hidden = self._causal.shared_hidden(pack.tokens, pack.position, pack.layout)
+        else:
+            real = (torch.ones_like(pack.tokens) if pack.mask is None else pack.mask).bool()
+            layout = _layout_of_rows(real)
+            found = self._causal.shared_hidden(pack.tokens[real][None], pack.position[real][None], layout)
+            hidden = found.new_zeros(*real.shape, found.shape[-1]).masked_scatter(real[..., None], found)
+        if hidden.requires_grad:
+            hidden.register_hook(self._check_backward)
+        return hidden
+
+    def _row(self, pack: Pack, row: int) -> Tensor:
+        """Return hidden states (1, T, H) of one row, computed without its padding."""
+        width = pack.tokens.shape[1]
+        length = width if pack.mask is None else int(pack.mask[row].sum())
+        hidden = self._causal.hidden(input_ids=pack.tokens[row : row + 1, :length])
+        return nn.functional.pad(hidden, (0, 0, 0, width - length))
+
+    def _check_attached(self, what: str) -> None:
+        if self._causal.config._attn_implementation != SHARED_PROMPT:
+            raise ModelError(
+                f"{what} of {self._causal.name} with shared prompts works inside `with packed.attached():` only, "
+                "outside of it completions would see each other."
+            )
+
+    def _check_backward(self, grad: Tensor) -> None:
+        """Refuse a backward pass that would run the forward pass again with the model's own attention."""
+        if any(getattr(module, "gradient_checkpointing", False) for module in self._causal.backbone.modules()):
+            self._check_attached("the backward pass with activation checkpointing")
+
+
+def _layout_of_rows(real: Tensor) -> Layout:
+    """Return the layout of right-padded rows laid side by side: each is a prompt without completions."""
+    groups: list[GroupLayout] = []
+    start = 0
+    for length in real.sum(1).tolist():
+        groups.append(GroupLayout(start, length, ()))
+        start += length
+    return Layout(tuple(groups))
+
+
+class _Scored(torch.autograd.Function):
+    """Rows of hidden states; several completions start from the last state of one prompt, whose gradient is their sum.
+
+    That sum is taken in float32: torch's own would round after every term.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.shape = hidden.shape
+        return hidden.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (at,) = ctx.saved_tensors
+        total = grad.new_zeros(ctx.shape, dtype=torch.promote_types(grad.dtype, torch.float32))
+        return total.index_add_(0, at, grad.to(total.dtype)).to(grad.dtype), None

@@ -1,0 +1,124 @@
+"""The recipe: one YAML file that says everything about a run, put together from the section that each room owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from prefopt.config import Section
+from prefopt.data.config import DataConfig
+from prefopt.errors import RecipeError, nearest
+from prefopt.eval.config import EvalConfig
+from prefopt.losses.config import LossConfig
+from prefopt.models.config import ModelConfig, ReferenceConfig
+from prefopt.recipe.paths import missing, resolved
+from prefopt.recipe.sentences import located, sentences
+from prefopt.recipe.source import Source, read, write
+from prefopt.train.config import TrainConfig
+
+__all__ = ["Recipe", "dump_recipe", "load_recipe"]
+
+
+class Recipe(Section):
+    """Everything a run needs to know. Raises `RecipeError` for sections that contradict each other."""
+
+    model: ModelConfig = Field(description="Which model learns, in which precision, with which adapter.")
+    data: DataConfig = Field(description="Which preferences it learns from, and which are held out.")
+    loss: LossConfig = Field(default_factory=lambda: LossConfig.model_validate({}), description="What it minimises.")
+    reference: ReferenceConfig = Field(ReferenceConfig(), description="What the policy is compared with.")
+    train: TrainConfig = Field(description="How it trains, and where the run directory lies.")
+    eval: EvalConfig = Field(EvalConfig(), description="How it is evaluated before and after.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Recipe:
+        for sentence in _contradictions(self):
+            raise RecipeError(sentence)
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, check_files: bool = True) -> Recipe:
+    """Read, complete and validate the recipe at `path`; no model and no data is loaded.
+
+    Args:
+        path: a YAML file. Relative paths of inputs in it count from its folder, `train.output_dir` and paths in
+            overrides from the working directory.
+        overrides: `section.key=value`, the value in YAML, as in `train.learning_rate=1e-5`.
+        check_files: whether a data file or model folder that is missing is an error. The recipe of a finished run
+            is read without, so that the run may move to another machine.
+
+    Raises:
+        RecipeError: one sentence a line for everything that is wrong: file and line, key, value, what is allowed.
+    """
+    source = resolved(read(Path(path), overrides))
+    values, wrong = _validated(source)
+    if check_files:
+        wrong += missing(source)
+    if wrong:
+        raise RecipeError("\n".join(wrong))
+    try:
+        return Recipe.model_validate(values)
+    except RecipeError as error:
+        raise RecipeError(located(str(error), source)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML, defaults and absolute paths included; `load_recipe` of it gives an equal recipe."""
+    return write(recipe.model_dump(mode="json"))
+
+
+def _validated(source: Source) -> tuple[dict[str, Section], list[str]]:
+    """Return the valid sections, and a sentence for every key that is wrong."""
+    fields = Recipe.model_fields
+    wrong = [
+        f"{source.where((name,))}: a recipe has no section {name}; it has {', '.join(fields)}"
+        f"{nearest(name, fields) or '.'}"
+        for name in source.data
+        if name not in fields
+    ]
+    values: dict[str, Section] = {}
+    for name, field in fields.items():
+        kind: Any = field.annotation
+        if name not in source.data:
+            if field.is_required():
+                wrong.append(f"{source.path}: the section {name} is missing: {_first_lower(field.description)}")
+            continue
+        value = source.data[name]
+        if value is None and name != "reference":  # a section whose keys are all commented out
+            value = {}
+        try:
+            values[name] = TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            wrong += sentences(error, name, kind, source)
+        except RecipeError as error:
+            wrong.append(located(str(error), source, (name,)))
+    return values, wrong
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for every pair of settings of different sections that can't stand together."""
+    loss, kind = recipe.loss.build(), recipe.reference.kind
+    if loss.needs_reference and kind == "none":
+        yield (
+            f"reference.kind is none, but the loss {loss.name} compares the policy with a reference; "
+            "write reference: auto, or choose a loss that needs none."
+        )
+    if kind == "adapter_off" and recipe.model.lora is None:
+        yield (
+            "reference.kind is adapter_off, but model.lora is null: without an adapter there is none to switch off; "
+            "write reference: auto, or reference: {model: NAME}."
+        )
+    if recipe.data.eval is None:
+        if (strategy := str((recipe.train.model_extra or {}).get("eval_strategy", "no"))) not in (
+            "no",
+            "IntervalStrategy.NO",
+        ):
+            yield f"train.eval_strategy is {strategy}, but there is no data.eval to evaluate on; name a file there."
+        if unused := [f"eval.{key}" for key in ("slice_by", "human") if getattr(recipe.eval, key) is not None]:
+            yield f"{unused[0]} slices held-out pairs, but there is no data.eval; name a file there, or leave it out."
+
+
+def _first_lower(text: str | None) -> str:
+    return (text or "")[:1].lower() + (text or "")[1:]

@@ -1,0 +1,99 @@
+"""Relative paths in a recipe: inputs count from the recipe's folder, outputs from where the command runs.
+
+What an override names counts from the working directory, since that is where the shell completed it. A recipe is
+resolved once, when it is loaded, and saved with absolute paths: a run can be resumed from anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from pathlib import Path
+
+from prefopt.data.sources import FILE_SUFFIXES
+from prefopt.recipe.source import Key, Source
+
+_DATA: tuple[Key, ...] = (("data", "train"), ("data", "eval"))
+_MODELS: tuple[Key, ...] = (
+    ("model", "name"),
+    ("model", "adapter"),
+    ("model", "tokenizer", "name"),
+    ("model", "tokenizer", "chat_template"),
+    ("reference", "model"),
+)
+_OUTPUT: Key = ("train", "output_dir")
+_LONGEST_NAME = 255
+
+
+def resolved(source: Source) -> Source:
+    """Return `source` with every path that it names made absolute; names of the Hugging Face Hub stay."""
+    for key in _DATA:
+        value = source.get(key)
+        if isinstance(value, str):
+            source = source.replaced(key, _data(value, source.base(key)))
+        elif isinstance(value, list):
+            names = [_data(name, source.base(key)) if isinstance(name, str) else name for name in value]
+            source = source.replaced(key, names)
+    for key in _MODELS:
+        if isinstance(value := source.get(key), str):
+            source = source.replaced(key, _model(value, source.base(key)))
+    if isinstance(value := source.get(_OUTPUT), str) and value:
+        source = source.replaced(_OUTPUT, str(_absolute(value, Path.cwd())))
+    return source
+
+
+def missing(source: Source) -> list[str]:
+    """Return a sentence for every data file and model folder of a resolved source that is not there."""
+    sentences: list[str] = []
+    for key in (*_DATA, *_MODELS):
+        value = source.get(key)
+        names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+        sentences += [
+            f"{source.where(key)}: {'.'.join(key)}: {_not_there(name, source.base(key))}"
+            for name in names
+            if name.startswith(os.sep) and not _there(name)
+        ]
+    return sentences
+
+
+def _data(name: str, base: Path) -> str:
+    path = _absolute(name, base)
+    is_path = name.endswith(FILE_SUFFIXES) or name.startswith((".", "~")) or name.count("/") > 1
+    return str(path) if is_path or glob.has_magic(name) or _exists(path) else name
+
+
+def _model(name: str, base: Path) -> str:
+    path = _absolute(name, base)
+    return str(path) if name.startswith((".", "~")) or name.endswith(".gguf") or _exists(path) else name
+
+
+def _absolute(name: str, base: Path) -> Path:
+    # Not `resolve`: it would follow links, and the cache of the Hub is made of them.
+    return Path(os.path.normpath(base / Path(name).expanduser()))
+
+
+def _exists(path: Path) -> bool:
+    """Return whether `path` is there; a chat template written out in the recipe is no path at all."""
+    return max(map(len, path.parts), default=0) <= _LONGEST_NAME and "\0" not in str(path) and path.exists()
+
+
+def _there(name: str) -> bool:
+    # The pattern is absolute, which `Path.glob` can't take.
+    return any(glob.iglob(name, recursive=True)) if glob.has_magic(name) else _exists(Path(name))  # noqa: PTH207
+
+
+def _not_there(name: str, base: Path) -> str:
+    """Return what is missing, and what may have been meant."""
+    path, here = Path(name), Path.cwd()
+    if path.is_relative_to(base) and base != here and _there(str(here / path.relative_to(base))):
+        return (
+            f"there is no {path}; it lies in the working directory, but paths in a recipe count from the recipe's "
+            f"folder: write {os.path.relpath(here / path.relative_to(base), base)}."
+        )
+    if glob.has_magic(name):
+        return f"no file matches {path}."
+    if not path.parent.is_dir():
+        return f"there is no {path}, and no folder {path.parent} either."
+    close = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.iterdir()), n=1)
+    return f"there is no {path}{f'; did you mean {str(path.parent / close[0])!r}?' if close else '.'}"

@@ -1,0 +1,155 @@
+"""The records that cross a boundary between rooms.
+
+Letters: N scored tokens, S completions, P pairs, U labelled examples, M mismatched completions, T tokens of a
+row, R rows, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt, its distinct completions, and what is known of them. Everything is token ids.
+
+    An example is a pair or a labelled completion; a group may hold several of one step, and `pairs` or `labels`
+    may name the same completion more than once: it is computed once and counted as often as it is named.
+    """
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    """(chosen, rejected), indices into `completions`."""
+    labels: tuple[tuple[int, bool], ...] = ()
+    """(index into `completions`, desirable?)."""
+    mismatched: tuple[int, ...] = ()
+    """Indices into `completions` that belong to another prompt and only measure a shift (KTO)."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group when its prompt stands once."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """Where one group lies in a row: the prompt at `start`, its completions behind it without gaps."""
+
+    start: int
+    prompt: int
+    """Length of the prompt, in tokens."""
+    completions: tuple[int, ...]
+    """Length of each completion, in tokens."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.prompt + sum(self.completions)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each prompt and completion of a shared-prompt row lies; drives the attention.
+
+    `plans` holds what the attention derives from the layout (indices, masks), made once for a pack.
+    """
+
+    groups: tuple[GroupLayout, ...]
+    plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """T, the length of the row."""
+        return self.groups[-1].stop if self.groups else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Whole groups of one step as model input, and where their completion tokens are scored.
+
+    With shared prompts there is one row without padding and `layout` says what lies where. Without, each
+    completion is a row of its own behind a copy of its prompt, right-padded, and `mask` marks the real tokens.
+    `score_at` indexes the flattened (R * T) hidden states.
+    """
+
+    tokens: Tensor
+    """(R, T) int64; R = 1 with shared prompts."""
+    position: Tensor
+    """(R, T) int64; every completion restarts at its own prompt's length."""
+    score_at: Tensor
+    """(N,) int64, the hidden states that predict completion tokens."""
+    target: Tensor
+    """(N,) int64, the token each must predict."""
+    segment: Tensor
+    """(N,) int64, ascending; which of the S completions each belongs to."""
+    length: Tensor
+    """(S,) int64, completion tokens."""
+    pair: Tensor
+    """(P, 2) int64, (chosen, rejected) completion of each pair."""
+    labelled: Tensor
+    """(U,) int64, the completion of each labelled example."""
+    label: Tensor
+    """(U,) bool, desirable?"""
+    mismatched: Tensor
+    """(M,) int64, mismatched completions."""
+    layout: Layout | None = None
+    """Set with shared prompts."""
+    mask: Tensor | None = None
+    """(R, T) int64, 1 on real tokens; set without shared prompts."""
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return int(self.length.numel())
+
+    @property
+    def num_examples(self) -> int:
+        """Pairs and labelled completions."""
+        return int(self.pair.shape[0] + self.labelled.numel())
+
+    def to(self, device: torch.device | str) -> Pack:
+        """Return the pack with every tensor on `device`; the layout travels along."""
+        if self.tokens.device == torch.device(device):
+            return self
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceLogprobs:
+    """What a loss sees: sums of log-probs over completion tokens, and which completions form examples."""
+
+    policy: Tensor
+    """(S,) float32, nats."""
+    reference: Tensor | None
+    """(S,) float32, nats; None for a loss that needs no reference."""
+    length: Tensor
+    """(S,) int64, completion tokens."""
+    pair: Tensor
+    """(P, 2) int64, (chosen, rejected)."""
+    labelled: Tensor
+    """(U,) int64."""
+    label: Tensor
+    """(U,) bool, desirable?"""
+    mismatched: Tensor
+    """(M,) int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """A loss per example, unreduced: step loss = sum(loss) / sum(weight) over all packs and ranks of a step."""
+
+    loss: Tensor
+    """(P,) or (U,) float32, already multiplied by its weight."""
+    weight: Tensor
+    """Same shape: what each example adds to the divisor; 1 for most losses."""
+    reward: Tensor
+    """(S,) float32, the implicit reward of every completion, detached."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars to log, detached; summed nowhere, so only what is one number a step."""

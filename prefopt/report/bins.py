@@ -1,0 +1,140 @@
+"""Accuracy by the bins of a column, beside the human ceiling: a table and a figure for each evaluation with bins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.report.figures import Drawing, legend, short
+from prefopt.report.read import Evaluations, RunFiles
+from prefopt.report.svg import AFTER, BEFORE, HUMAN, MUTED, draw
+from prefopt.report.tables import Line, cell
+from prefopt.report.words import is_number, percent, percent_interval, plural
+
+Measure = Mapping[str, Any]
+Series = tuple[str, str, str, list[Any]]
+"""Label, colour, marker, and a measure or None for each bin."""
+
+
+@dataclass(frozen=True)
+class BinSection:
+    """One evaluation by bins."""
+
+    title: str
+    summary: str
+    """What it says over all its bins; empty for the run's own evaluation, which the page gives in full."""
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    figure: Drawing | None
+
+
+def bin_sections(run: RunFiles) -> list[BinSection]:
+    """Return a section for the run's held-out evaluation and for each further one, where they have bins."""
+    own = Evaluations("", run.before, run.after)
+    return [_section(evaluations) for evaluations in (own, *run.further) if _slices(evaluations)]
+
+
+def _slices(evaluations: Evaluations) -> list[Measure]:
+    found = (evaluations.after or evaluations.before or {}).get("slices") or []
+    return [part for part in found if isinstance(part, Mapping)]
+
+
+def _section(evaluations: Evaluations) -> BinSection:
+    column = str((evaluations.after or evaluations.before or {}).get("slice_by"))
+    before, after = (
+        {str(part.get("label")): part for part in (evaluation or {}).get("slices") or []}
+        for evaluation in (evaluations.before, evaluations.after)
+    )
+    judged = "reward" if any(part.get("reward") for part in after.values()) else "logprob"
+    lines = []
+    for label, part in (after or before).items():
+        then, now = before.get(label) or {}, after.get(label) or {}
+        cells = (
+            cell("logprob_per_token", then.get("logprob_per_token")),
+            cell("logprob_per_token", now.get("logprob_per_token")),
+            cell(judged, now.get(judged)),
+            cell("human", part.get("human")),
+        )
+        lines.append(Line(label, plural(int(part.get("n", 0)), "pair"), cells))
+    judgement = "implicit reward" if judged == "reward" else "log-prob."
+    return BinSection(
+        title=f"By {column}, beside people"
+        if not evaluations.name
+        else f"Further pairs: {evaluations.name}, by {column}",
+        summary=_summary(evaluations, judged) if evaluations.name else "",
+        columns=(column, "Before, per token", "After, per token", f"After, {judgement}", "One rater"),
+        lines=tuple(lines),
+        figure=_figure(evaluations.name, column, before, after, judged, judgement) if after else None,
+    )
+
+
+def _summary(evaluations: Evaluations, judged: str) -> str:
+    measure = ((evaluations.after or {}).get("metrics") or {}).get(judged) or {}
+    if not is_number(measure.get("value")):
+        return ""
+    return (
+        f"Measured besides the held-out pairs above; over all bins {percent(measure['value'])} ranked right after "
+        f"training (95\u00a0% interval {percent_interval(measure)})."
+    )
+
+
+def _figure(
+    name: str, column: str, before: Mapping[str, Measure], after: Mapping[str, Measure], judged: str, judgement: str
+) -> Drawing:
+    parts = list(after.values())
+    then = [before.get(label) or {} for label in after]
+    possible: list[Series] = [
+        ("before, per token", BEFORE, "s", [part.get("logprob_per_token") for part in then]),
+        ("after, per token", AFTER, "s", [part.get("logprob_per_token") for part in parts]),
+        (f"after, {judgement}", AFTER, "o", [part.get(judged) for part in parts]),
+        ("one rater", HUMAN, "D", [part.get("human") for part in parts]),
+    ]
+    series = [one for one in possible if any(map(_known, one[3]))]
+    ticks = [f"{short(label, 16)}\nn = {part.get('n')}" for label, part in after.items()]
+    words = "; ".join(
+        f"{label}: " + ", ".join(f"{who} {percent((values[i] or {}).get('value'))}" for who, _, _, values in series)
+        for i, label in enumerate(after)
+    )
+    title = f"Accuracy by {column}"
+    caption = "Bars are 95\u00a0% intervals; the dashed line is chance."
+    identity = f"bins-{''.join(c if c.isascii() and c.isalnum() else '-' for c in name)}"
+    return Drawing(
+        title,
+        caption,
+        draw(identity, f"{title}. {words}.", lambda axes: _paint(axes, series, ticks, short(column, 60))),
+    )
+
+
+def _paint(axes: Any, series: Sequence[Series], ticks: Sequence[str], column: str) -> None:
+    lowest = 0.5
+    axes.axhline(0.5, color=MUTED, linewidth=1, dashes=(3, 3))
+    for i, (label, colour, marker, values) in enumerate(series):
+        shift = 0.15 * (i - (len(series) - 1) / 2)
+        known = [(at + shift, value) for at, value in enumerate(values) if _known(value)]
+        middle = [value["value"] for _, value in known]
+        ends = [
+            [value["value"] - value["low"] for _, value in known],
+            [value["high"] - value["value"] for _, value in known],
+        ]
+        axes.errorbar(
+            [at for at, _ in known],
+            middle,
+            yerr=ends,
+            color=colour,
+            marker=marker,
+            markersize=5.5,
+            linestyle="",
+            elinewidth=1.6,
+            label=label,
+        )
+        lowest = min([lowest, *(value["low"] for _, value in known)])
+    axes.set_ylim(lowest - 0.03, 1.02)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xticks(range(len(ticks)), ticks, parse_math=False)
+    axes.set_xlabel(column, parse_math=False)
+    legend(axes)
+
+
+def _known(measure: Any) -> bool:
+    return isinstance(measure, Mapping) and all(is_number(measure.get(key)) for key in ("value", "low", "high"))

@@ -1,0 +1,85 @@
+"""The training arguments: transformers' own, plus the step of a preference run, minus what has no meaning here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from prefopt.errors import RecipeError
+
+# A field that prefopt decides itself, and what to write instead. Setting one would silently do nothing, or harm.
+OWNED: dict[str, str] = {
+    "per_device_train_batch_size": "write train.examples_per_step (what a step counts) and train.token_budget (memory)",
+    "per_device_eval_batch_size": "write train.token_budget: it bounds the memory of evaluation too",
+    "gradient_accumulation_steps": "write train.token_budget: a step is cut into packs by tokens",
+    "auto_find_batch_size": "write train.token_budget: it changes memory, never the result",
+    "train_sampling_strategy": "the order of steps is a function of the data, train.seed and the epoch",
+    "dataloader_drop_last": "the last step of an epoch keeps its examples",
+    "dataloader_num_workers": "packs are made from tokenized rows in memory",
+    "remove_unused_columns": "write data.columns",
+    "label_names": "preferences have no labels of that kind",
+    "label_smoothing_factor": "write loss.label_smoothing",
+    "ignore_data_skip": "resuming restarts the data at the step it stopped",
+    "resume_from_checkpoint": "give --resume on the command line, or train(resume_from_checkpoint=...) in Python",
+    "gradient_checkpointing": "write train.activation_checkpointing",
+    "gradient_checkpointing_kwargs": "write train.activation_checkpointing_kwargs",
+    "use_liger_kernel": "prefopt.kernels computes the log-probs",
+    "torch_compile": "not supported by the packed forward pass yet",
+    "neftune_noise_alpha": "noise in the embeddings would differ between policy and reference",
+    "fsdp": "training on several processes is not supported yet",
+    "deepspeed": "training on several processes is not supported yet",
+    "do_train": "prefopt train trains",
+    "do_eval": "write data.eval and train.eval_strategy",
+    "do_predict": "use prefopt eval",
+    "local_rank": "the launcher sets it",
+}
+
+
+@dataclass
+class PreferenceArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the two numbers that shape a step.
+
+    Raises `RecipeError` for a combination that can't be: fp16 without a GPU, a step without examples, more than one
+    visible GPU in one process.
+    """
+
+    examples_per_step: int = field(default=32, metadata={"help": "Examples an optimizer step counts."})
+    token_budget: int = field(default=4096, metadata={"help": "Tokens of a pack at most; memory, never the result."})
+
+    # Where transformers' default would be wrong or noisy for this trainer.
+    learning_rate: float = 5e-5
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    remove_unused_columns: bool | None = False
+    ignore_data_skip: bool = True
+    logging_nan_inf_filter: bool = False
+    logging_steps: float = 1
+    disable_tqdm: bool | None = True
+    ddp_find_unused_parameters: bool | None = False
+    report_to: str | list[str] | None = "none"
+
+    def __post_init__(self) -> None:
+        if self.examples_per_step < 1:
+            raise RecipeError(f"train.examples_per_step is {self.examples_per_step}; it must be 1 or more.")
+        if self.token_budget < 1:
+            raise RecipeError(f"train.token_budget is {self.token_budget}; it must be 1 or more.")
+        if self.activation_checkpointing:
+            given: Any = getattr(self, "activation_checkpointing_kwargs", None)
+            self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}
+        super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise RecipeError(
+                "train.fp16 is true, but the CPU has no fp16 training; write train.bf16: true or leave both out."
+            )
+        if self.n_gpu > 1:
+            raise RecipeError(
+                f"{self.n_gpu} GPUs are visible to one process and prefopt trains on one; "
+                "set CUDA_VISIBLE_DEVICES to one of them, for example CUDA_VISIBLE_DEVICES=0."
+            )
+        if self.world_size > 1:
+            raise RecipeError(
+                f"this is one of {self.world_size} processes, and training on several is not supported yet; "
+                "start one process without torchrun or accelerate launch."
+            )

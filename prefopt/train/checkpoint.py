@@ -1,0 +1,104 @@
+"""Checkpoints that are whole or absent: written aside, synced, renamed, and checked before they are trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefopt.errors import RunError
+
+MANIFEST = "checkpoint.json"
+_NAME = re.compile(r"checkpoint-(\d+)$")
+_STAGING = ".writing-"
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success sync it with its manifest and rename it to `final`.
+
+    On an exception, or a kill at any instant, `final` is what it was before. Raises `RunError` when the disk refuses.
+    """
+    staging = final.with_name(f"{_STAGING}{final.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        _seal(staging)
+        replaced = final.with_name(f".replaced-{final.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.rename(replaced)
+        staging.rename(final)
+        sync(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(
+            f"{final} could not be written: {error.strerror or error}. Checkpoints written before it are intact; "
+            "free the disk or mend its permissions, then start again with --resume."
+        ) from error
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
+    for path in (*files, folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def missing_parts(checkpoint: Path) -> list[str]:
+    """Return what a checkpoint lacks to be resumed from, in words; empty when it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return [f"{MANIFEST} is missing or unreadable"]
+    wrong = []
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            wrong.append(f"{name} has {path.stat().st_size} bytes of {size}")
+    return wrong
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, whole or not, oldest first."""
+    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if p.is_dir() and (m := _NAME.match(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def last_whole_checkpoint(run: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, or None. Each incomplete one passed over is a warning."""
+    for path in reversed(checkpoints(run)):
+        wrong = missing_parts(path)
+        if not wrong:
+            return path
+        warnings.warn(f"{path} is incomplete and is passed over: {'; '.join(wrong)}.", stacklevel=2)
+    return None
+
+
+def rotate(run: Path, keep: int | None, best: Path | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; never the newest and never `best`. None keeps all."""
+    if keep is None:
+        return
+    spared = {p.resolve() for p in (best,) if p is not None}
+    for path in checkpoints(run)[: -max(keep, 1)]:
+        if path.resolve() not in spared:
+            shutil.rmtree(path, ignore_errors=True)

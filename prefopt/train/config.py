@@ -1,0 +1,65 @@
+"""The `train` section of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from prefopt.config import Section
+from prefopt.errors import RecipeError, nearest
+from prefopt.train.arguments import OWNED, PreferenceArguments
+
+
+@cache
+def argument_types() -> dict[str, Any]:
+    """Return the annotated type of every field a recipe may pass through to `transformers.TrainingArguments`."""
+    hints = typing.get_type_hints(PreferenceArguments)
+    fields = (f.name for f in dataclasses.fields(PreferenceArguments) if f.init)
+    return {name: hints[name] for name in fields if name not in OWNED}
+
+
+class TrainConfig(Section):
+    """How a run trains. Every other field of `transformers.TrainingArguments` passes through by its own name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    output_dir: Path = Field(description="The run directory: new, empty, or a run to resume.")
+    examples_per_step: Annotated[int, Field(ge=1)] = Field(32, description="Examples an optimizer step counts.")
+    token_budget: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Tokens of a pack at most: bounds memory and never changes the result."
+    )
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> TrainConfig:
+        types = argument_types()
+        for key, value in (self.__pydantic_extra__ or {}).items():
+            if key in OWNED:
+                raise ValueError(f"train.{key} can't be set here: {OWNED[key]}")
+            if key not in types:
+                raise ValueError(
+                    f"train.{key} is neither a prefopt setting nor a field of transformers.TrainingArguments"
+                    + nearest(key, types)
+                )
+            try:
+                checked = TypeAdapter(types[key]).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"train.{key} is {value!r}: {error.errors()[0]['msg']}") from None
+            (self.__pydantic_extra__ or {})[key] = checked
+        return self
+
+    def arguments(self) -> PreferenceArguments:
+        """Return the trainer's arguments. Raises `RecipeError` for values that contradict each other."""
+        try:
+            return PreferenceArguments(
+                output_dir=str(self.output_dir),
+                examples_per_step=self.examples_per_step,
+                token_budget=self.token_budget,
+                **(self.__pydantic_extra__ or {}),
+            )
+        except ValueError as error:
+            raise RecipeError(f"the train section contradicts itself: {error}") from error

@@ -1,0 +1,277 @@
+"""The command line: real processes for what only a process shows, `main()` in this one for messages and exit codes."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from prefopt import cli
+from tests.toys import pair_rows
+
+VERBS = ["demo", "train", "eval pairs", "chat", "data inspect", "doctor", "version"]
+PAIRS = '{"prompt": "Is it good?", "chosen": " It is.", "rejected": " No."}\n'
+RECIPE = """\
+model: {name: MODEL, dtype: float32}
+data: {train: pairs.jsonl}
+train: {output_dir: OUT, max_steps: 1}
+"""
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def process(*arguments: str) -> Ended:
+    """Run the console script's function in a process of its own."""
+    script = "from prefopt.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def prefopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run the command line in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["prefopt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path) -> Path:
+    """A recipe that would run."""
+    (tmp_path / "pairs.jsonl").write_text(PAIRS * 4)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("MODEL", str(tiny_model)).replace("OUT", str(tmp_path / "run")))
+    return path
+
+
+def test_help_and_version_answer_without_importing_torch() -> None:
+    script = """
+import sys
+from prefopt.cli import main
+heavy = {"torch", "transformers", "datasets", "peft", "numpy"}
+for arguments in VERBS:
+    sys.argv = ["prefopt", *arguments.split(), "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0, arguments
+    loaded = heavy & sys.modules.keys()
+    assert not loaded, (arguments, loaded)
+""".replace("VERBS", repr(["", *VERBS]))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_goes_to_stdout_and_ends_well(verb: str) -> None:
+    code, out, err = process(*verb.split(), "--help")
+    assert code == 0
+    assert f"prefopt {verb}" in out
+    assert err == ""
+
+
+def test_the_console_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("prefopt")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("prefopt 0.")
+
+
+def test_a_wrong_recipe_ends_a_process_with_2_one_sentence_and_no_traceback(recipe: Path) -> None:
+    code, out, err = process("train", str(recipe), "train.learning_rat=1e-5")
+    assert code == 2
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        "error: override 'train.learning_rat=1e-5': train.learning_rat is neither a prefopt setting nor a field of "
+        "transformers.TrainingArguments; did you mean 'learning_rate'?"
+    )
+    assert "Traceback" not in err
+    assert not (recipe.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "RECIPE", "loss.beta=0"], "loss.beta: beta = 0 is not allowed"),
+        (["train", "RECIPE", "model.dtpye=float32"], "did you mean 'dtype'?"),
+        (["train", "RECIPE", "data.train=pair.jsonl"], "there is no "),
+        (["train", "RECIPE", "reference=none"], "reference: auto"),
+        (["train", "recipe.yml"], "There is no recipe recipe.yml"),
+        (["eval", "pairs", "RECIPE"], "--data"),
+        (["eval", "pairs", "no-such-run"], "no-such-run"),
+        (["chat", "FOLDER"], "has not finished training"),
+        (["chat", "FOLDER/none"], "no run directory"),
+        (["data", "inspect", "pear.jsonl"], "pear.jsonl is missing"),
+        (["data", "inspect", "FOLDER/pairs.jsonl", "--column", "prompt"], "not of the form field=column"),
+        (["data", "inspect", "FOLDER/pairs.jsonl", "--format", "pears"], "pears"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_a_sentence(
+    prefopt: Callable[..., Ended], recipe: Path, arguments: list[str], message: str
+) -> None:
+    filled = [a.replace("RECIPE", str(recipe)).replace("FOLDER", str(recipe.parent)) for a in arguments]
+    code, out, err = prefopt(*filled)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["tran"], ["chat", "--top-p", "3", "run"], ["eval", "--nope"]])
+def test_wrong_usage_ends_with_2(prefopt: Callable[..., Ended], arguments: list[str]) -> None:
+    code, out, err = prefopt(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_debug_shows_the_traceback_wherever_it_stands(prefopt: Callable[..., Ended], recipe: Path, place: int) -> None:
+    arguments = ["train", str(recipe), "loss.beta=0"]
+    arguments.insert(place, "--debug")
+    code, _, err = prefopt(*arguments)
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: override 'loss.beta=0'")
+
+
+def test_an_output_directory_in_use_or_not_writable_is_refused(prefopt: Callable[..., Ended], recipe: Path) -> None:
+    run = recipe.parent / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    code, _, err = prefopt("train", str(recipe))
+    assert code == 2
+    assert "not empty" in err
+    code, _, err = prefopt("train", str(recipe), f"train.output_dir={recipe}")
+    assert code == 2
+    assert "is a file" in err
+    code, _, err = prefopt("train", str(recipe), "train.output_dir=/proc/run")
+    assert code == 2
+    assert "can't be written" in err
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    prefopt: Callable[..., Ended], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefopt.workflow.train_run", interrupted)
+    code, out, err = prefopt("train", str(recipe), "loss=ipo", "train.run_name=two words")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == f"  prefopt train {recipe} loss=ipo 'train.run_name=two words' --resume"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_failed_run_ends_with_1_and_a_sentence(
+    prefopt: Callable[..., Ended], recipe: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prefopt.workflow.train_run", failing)
+    code, _, err = prefopt("train", str(recipe))
+    assert code == 1
+    assert err.startswith("error: The run failed: ")
+    assert "Traceback" not in err
+
+
+def test_data_inspect_says_what_a_file_is_on_stdout(
+    prefopt: Callable[..., Ended], recipe: Path, tiny_model: Path
+) -> None:
+    source = str(recipe.parent / "pairs.jsonl")
+    code, out, err = prefopt("data", "inspect", source, "--rows", "1")
+    assert (code, err) == (0, "")
+    assert "4 rows read, 4 used, 0 rejected" in out
+    assert "Is it good?" in out
+    code, out, _ = prefopt("data", "inspect", source, "--tokenizer", str(tiny_model), "--json")
+    assert code == 0
+    summary = json.loads(out)["summary"]
+    assert (summary["rows_used"], summary["unit"], summary["duplicates"]) == (4, "tokens", 3)
+
+
+def test_doctor_prints_what_is_here_and_json_for_programs(prefopt: Callable[..., Ended]) -> None:
+    code, out, _ = prefopt("doctor")
+    assert code == 0
+    assert "bitsandbytes" in out
+    code, out, _ = prefopt("doctor", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["packages"]["prefopt"] in process("version").out
+    assert {"GPU", "bfloat16", "Triton"} <= {found["name"] for found in facts["capabilities"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Ended, Path]:
+    """A run that a process trained, and what the process said."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name, count in (("pairs.jsonl", 16), ("held_out.jsonl", 8)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in pair_rows(count)))
+    (folder / "recipe.yaml").write_text(
+        f"model: {{name: {tiny_model}, dtype: float32}}\ndata: {{train: pairs.jsonl, eval: held_out.jsonl}}\n"
+        f"train: {{output_dir: {folder}/run, max_steps: 2, examples_per_step: 8, learning_rate: 1e-2}}\n"
+        "eval: {samples: 1, max_new_tokens: 4, resamples: 100}\n"
+    )
+    return process("train", str(folder / "recipe.yaml")), folder / "run"
+
+
+def test_train_prints_the_run_directory_and_nothing_else_on_stdout(finished: tuple[Ended, Path]) -> None:
+    (code, out, err), run = finished
+    assert code == 0, err
+    assert out == f"{run}\n"
+    assert f"report: {run}/report.html" in err
+    assert (run / "report.html").is_file()
+    assert (run / "adapter/adapter_model.safetensors").is_file()
+
+
+def test_eval_pairs_prints_a_table_or_json(prefopt: Callable[..., Ended], finished: tuple[Ended, Path]) -> None:
+    run = str(finished[1])
+    code, out, _ = prefopt("eval", "pairs", run)
+    assert code == 0
+    assert "8 held-out pairs" in out
+    code, out, _ = prefopt("eval", "pairs", run, "--json")
+    assert code == 0
+    saved = json.loads((finished[1] / "eval/after.json").read_text())
+    assert json.loads(out)["metrics"]["reward"] == saved["metrics"]["reward"]
+    code, out, _ = prefopt("eval", "pairs", f"{finished[1].parent}/recipe.yaml", "--json")
+    assert json.loads(out)["metrics"]["reward"] is None
+
+
+def test_chat_answers_every_piped_line_with_both_models(
+    prefopt: Callable[..., Ended], finished: tuple[Ended, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(text: str, *options: str) -> Ended:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        return prefopt("chat", str(finished[1]), "--max-new-tokens", "8", "--temperature", "0", *options)
+
+    code, out, _ = said("Hello\n\n/new\nHello\n", "--json")
+    assert code == 0
+    first, again = (json.loads(line) for line in out.splitlines())
+    assert first["prompt"] == "Hello"
+    assert first == again, "/new forgets what was said"
+    assert first["base"] != first["tuned"]
+    code, out, _ = said("Hello\nHello\n", "--json")
+    assert json.loads(out.splitlines()[1]) != first, "the conversation goes on"
+    code, out, _ = said("Hello [bold]you\n")
+    assert code == 0
+    assert "Hello [bold]you" in out
+    assert "base" in out
+    assert "tuned" in out

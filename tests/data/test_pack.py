@@ -1,0 +1,214 @@
+"""Packs against a brute-force construction, token by token, and how full they are."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefopt.data import assemble, build_packs, plan_packs
+from prefopt.errors import DataError
+from prefopt.records import Group
+
+tokens = st.lists(st.integers(0, 99), min_size=1, max_size=7).map(tuple)
+
+
+@st.composite
+def groups(draw):
+    completions = tuple(draw(st.lists(tokens, min_size=1, max_size=5, unique=True)))
+    index = st.integers(0, len(completions) - 1)
+    pairs = tuple(draw(st.lists(st.tuples(index, index), max_size=4)))
+    labels = tuple(draw(st.lists(st.tuples(index, st.booleans()), max_size=3)))
+    mismatched = tuple(draw(st.lists(index, max_size=2)))
+    return Group(draw(tokens), completions, pairs, labels, mismatched)
+
+
+def scored(pack):
+    """What the pack scores, read back without its builder: for each sequence its context and its completion."""
+    flat, position = pack.tokens.reshape(-1).tolist(), pack.position.reshape(-1).tolist()
+    at, target = pack.score_at.tolist(), pack.target.tolist()
+    segment, found = pack.segment.tolist(), []
+    assert segment == sorted(segment)
+    for s, length in enumerate(pack.length.tolist()):
+        first = segment.index(s)
+        own, completion = at[first : first + length], tuple(target[first : first + length])
+        assert segment.count(s) == length
+        # The first completion token is predicted by the prompt's last token, each other one by the one before it.
+        size = position[own[0]] + 1
+        assert [position[i] for i in own] == list(range(size - 1, size - 1 + length))
+        assert tuple(flat[i] for i in own[1:]) == completion[:-1]
+        found.append((tuple(flat[own[0] + 1 - size : own[0] + 1]), completion))
+    return found
+
+
+def examples(pack):
+    """Every example that the pack holds, as texts of token ids."""
+    texts = scored(pack)
+    held = Counter()
+    held.update(("pair", texts[a], texts[b]) for a, b in pack.pair.tolist())
+    held.update(("label", texts[c], d) for c, d in zip(pack.labelled.tolist(), pack.label.tolist(), strict=True))
+    held.update(("mismatched", texts[c], None) for c in pack.mismatched.tolist())
+    return held
+
+
+def expected(group_list):
+    held = Counter()
+    for g in group_list:
+        texts = [(g.prompt, c) for c in g.completions]
+        held.update(("pair", texts[a], texts[b]) for a, b in g.pairs)
+        held.update(("label", texts[c], d) for c, d in g.labels)
+        held.update(("mismatched", texts[c], None) for c in g.mismatched)
+    return held
+
+
+def test_a_shared_pack_of_two_groups_is_laid_out_as_written_by_hand():
+    pack = assemble(
+        [Group((1, 2, 3), ((10, 11), (12,)), pairs=((0, 1),)), Group((4,), ((13, 14),), labels=((0, True),))],
+        shared=True,
+    )
+    assert pack.tokens.tolist() == [[1, 2, 3, 10, 11, 12, 4, 13, 14]]
+    assert pack.position.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
+    assert pack.score_at.tolist() == [2, 3, 2, 6, 7]
+    assert pack.target.tolist() == [10, 11, 12, 13, 14]
+    assert pack.segment.tolist() == [0, 0, 1, 2, 2]
+    assert pack.length.tolist() == [2, 1, 2]
+    assert pack.pair.tolist() == [[0, 1]]
+    assert pack.labelled.tolist() == [2]
+    assert pack.label.tolist() == [True]
+    assert pack.mask is None
+    assert [(g.start, g.prompt, g.completions) for g in pack.layout.groups] == [(0, 3, (2, 1)), (6, 1, (2,))]
+    assert pack.layout.tokens == 9
+
+
+def test_rows_of_two_groups_are_laid_out_as_written_by_hand():
+    pack = assemble(
+        [Group((1, 2), ((10, 11), (12,)), pairs=((1, 0),)), Group((4,), ((13,),), mismatched=(0,))], shared=False
+    )
+    assert pack.tokens.tolist() == [[1, 2, 10, 11], [1, 2, 12, 0], [4, 13, 0, 0]]
+    assert pack.mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]
+    assert pack.position.tolist() == [[0, 1, 2, 3]] * 3
+    assert pack.score_at.tolist() == [1, 2, 5, 8]
+    assert pack.target.tolist() == [10, 11, 12, 13]
+    assert pack.segment.tolist() == [0, 0, 1, 2]
+    assert pack.pair.tolist() == [[1, 0]]
+    assert pack.mismatched.tolist() == [2]
+    assert pack.label.dtype == torch.bool
+    assert pack.layout is None
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(groups(), min_size=1, max_size=5), st.integers(1, 40), st.sampled_from(["shared", "rows", "one_row"]))
+def test_every_example_is_scored_once_whatever_the_budget(group_list, budget, form):
+    packs = build_packs(group_list, token_budget=budget, shared=form == "shared", one_row=form == "one_row")
+    held = Counter()
+    for pack in packs:
+        held.update(examples(pack))
+        if pack.tokens.numel() > budget:  # only what can't be cut may be over it
+            assert pack.tokens.shape[0] == 1 or pack.num_sequences <= 2 or pack.num_examples == 0
+    assert held == expected(group_list)
+    computed = {text for pack in packs for text in scored(pack)}
+    assert computed == {(g.prompt, c) for g in group_list for c in g.completions}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(groups(), min_size=1, max_size=5), st.integers(30, 90), st.booleans())
+def test_groups_that_fit_stay_whole_and_each_of_their_tokens_stands_once(group_list, budget, shared):
+    plans = plan_packs(group_list, token_budget=budget, shared=shared)
+    parts = sorted((part for plan in plans for part in plan), key=lambda part: part.index)
+    for index, group in enumerate(group_list):
+        cost = (
+            group.tokens if shared else len(group.completions) * (len(group.prompt) + max(map(len, group.completions)))
+        )
+        if cost <= budget:
+            (part,) = [part for part in parts if part.index == index]
+            assert part.group == group
+            assert part.completions == tuple(range(len(group.completions)))
+    for plan, pack in zip(plans, build_packs(group_list, token_budget=budget, shared=shared), strict=True):
+        where = [(part.index, c) for part in plan for c in part.completions]
+        assert scored(pack) == [(group_list[i].prompt, group_list[i].completions[c]) for i, c in where]
+        rows = [[*part.group.prompt, *c] for part in plan for c in part.group.completions]
+        if shared:
+            rows = [[t for part in plan for piece in (part.group.prompt, *part.group.completions) for t in piece]]
+        width = max(map(len, rows))
+        assert pack.tokens.tolist() == [row + [0] * (width - len(row)) for row in rows]
+
+
+def test_a_group_longer_than_the_budget_is_split_over_its_pairs_with_its_prompt_repeated():
+    group = Group((1,) * 4, ((2,) * 5, (3,) * 5, (4,) * 5, (5,) * 5, (6,) * 5), ((0, 1), (2, 3)), mismatched=(4,))
+    packs = build_packs([group], token_budget=19, shared=True)
+    assert [pack.tokens[0].tolist() for pack in packs] == [
+        [1] * 4 + [2] * 5 + [3] * 5,
+        [1] * 4 + [4] * 5 + [5] * 5 + [6] * 5,
+    ]
+    assert [pack.pair.tolist() for pack in packs] == [[[0, 1]], [[0, 1]]]
+    assert [pack.mismatched.tolist() for pack in packs] == [[], [2]]
+
+
+def test_a_pair_longer_than_the_budget_stays_together_in_a_pack_of_its_own():
+    long = Group((1,) * 4, ((2,) * 50, (3,) * 50), ((0, 1),))
+    short = Group((7,), ((8,), (9,)), ((0, 1),))
+    packs = build_packs([short, long, short], token_budget=20, shared=True)
+    assert [pack.num_examples for pack in packs] == [2, 1]
+    assert packs[1].tokens.numel() == 104
+
+
+def test_one_row_keeps_every_labelled_completion_in_a_row_of_its_own():
+    group = Group((1, 2), ((3,), (4, 5)), labels=((0, True), (1, False), (1, False)))
+    packs = build_packs([group, group], token_budget=1000, shared=False, one_row=True)
+    assert [pack.tokens.tolist() for pack in packs] == [[[1, 2, 3]], [[1, 2, 4, 5]]] * 2
+    assert [pack.labelled.tolist() for pack in packs] == [[0], [0, 0]] * 2
+
+
+def lengths(draw, count):
+    """Groups with log-normal lengths: prompts about 90 tokens, two completions about 70."""
+
+    def some(mu, sigma):
+        return (1,) * max(1, int(draw.lognormvariate(mu, sigma)))
+
+    return [Group(some(4.5, 0.6), (some(4.25, 0.7), (2, *some(4.25, 0.7))), ((0, 1),)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("examples_per_step", "budget"), [(32, 2048), (64, 4096), (128, 4096), (128, 8192)])
+def test_log_normal_lengths_fill_packs_to_within_a_tenth(examples_per_step, budget):
+    draw = random.Random(0)
+    packs = floor = 0
+    for _ in range(30):
+        step = lengths(draw, examples_per_step)
+        packs += len(build_packs(step, token_budget=budget, shared=True))
+        floor += -(-sum(group.tokens for group in step) // budget)
+    assert packs <= 1.1 * floor
+
+
+def test_rows_of_like_lengths_share_a_pack_so_that_little_is_padding():
+    step = lengths(random.Random(0), 128)
+    packs = build_packs(step, token_budget=8192, shared=False)
+    useful = sum(int(pack.mask.sum()) for pack in packs)
+    assert sum(pack.tokens.numel() for pack in packs) <= 1.35 * useful
+    assert all(pack.tokens.numel() <= 8192 for pack in packs)
+
+
+def test_packs_are_the_same_every_time():
+    step = lengths(random.Random(3), 50)
+    plans = [plan_packs(step, token_budget=2000, shared=True) for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (Group((), ((1,),)), "empty prompt"),
+        (Group((1,), ()), "no completion"),
+        (Group((1,), ((2,), ())), "an empty one"),
+        (Group((1,), ((2,),), pairs=((0, 1),)), "names a completion"),
+    ],
+)
+def test_a_group_without_tokens_or_with_a_wrong_index_is_refused(group, words):
+    with pytest.raises(DataError, match=words):
+        build_packs([Group((1,), ((1,),)), group], token_budget=100, shared=True)
+
+
+def test_a_budget_below_one_token_is_refused():
+    with pytest.raises(DataError, match="token budget is 0"):
+        build_packs([Group((1,), ((1,),))], token_budget=0, shared=True)

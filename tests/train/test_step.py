@@ -1,0 +1,155 @@
+"""A step's loss and gradients are a function of its examples alone: not of packs, order or budget."""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from prefopt.data import Example, PreferenceData, StepPlan, build_packs
+from prefopt.losses import build
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import build_reference
+from prefopt.records import Group
+from prefopt.train.step import run_step
+from tests.models.tiny import SHARED, VOCABULARY, InFloat64, tiny_causal_lm
+
+# Shrinking a failure would take minutes; the seed that is printed is enough to repeat it.
+QUICK = {"deadline": None, "phases": (Phase.explicit, Phase.generate)}
+
+
+def adapted(name: str) -> PackedModel:
+    """A tiny model in float64 with a LoRA adapter whose B is random: with B = 0 the gradient of A would be 0."""
+    model = get_peft_model(tiny_causal_lm(name), LoraConfig(r=4, target_modules="all-linear")).double()
+    torch.manual_seed(0)
+    for weight_name, parameter in model.named_parameters():
+        if "lora_B" in weight_name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return PackedModel(model)
+
+
+@cache
+def policy_of(name: str) -> PackedModel:
+    return adapted(name)
+
+
+@pytest.fixture
+def policy() -> PackedModel:
+    return policy_of("llama")
+
+
+def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
+    draw = random.Random(seed)
+
+    def tokens(longest: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest)))
+
+    prompts = [(number, *tokens(9)) for number in range(max(2, count // 2))]  # some prompts come twice
+    examples = []
+    for number in range(count):
+        prompt = prompts[number % len(prompts)]
+        if form == "paired":
+            examples.append(Example(prompt, ((1, *tokens(8)), (2, *tokens(8)))))
+        else:
+            examples.append(Example(prompt, ((number, *tokens(8)),), label=draw.random() < 0.5))
+    return PreferenceData(form, examples)
+
+
+def step(policy: PackedModel, name: str, packs) -> tuple[float, dict[str, float], torch.Tensor]:
+    """Run one step; return its loss, its metrics and all gradients as one vector."""
+    loss = build(name, beta=0.5)
+    reference = build_reference("adapter_off", policy, needed=True)
+    policy.model.zero_grad()
+    policy.model.train()
+    with InFloat64(), policy.attached(), reference.attached():
+        result = run_step(policy, reference, loss, packs, backward=lambda value: value.backward())
+    gradients = [p.grad.flatten() for p in policy.model.parameters() if p.requires_grad]
+    return result.loss, result.metrics.means(), torch.cat(gradients)
+
+
+def all_groups(data: PreferenceData, loss) -> list[Group]:
+    plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=loss.needs_mismatched)
+    return plan.groups(0, 0)
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "kto"])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], **QUICK)
+@given(seed=st.integers(0, 10**6), budget=st.integers(1, 120), shared=st.booleans())
+def test_loss_and_gradients_do_not_depend_on_how_groups_are_packed(policy, name, seed, budget, shared) -> None:
+    check_packing(policy, name, seed, budget, shared)
+
+
+@pytest.mark.parametrize("architecture", sorted(SHARED.keys() - {"llama"}))
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+@settings(max_examples=3, **QUICK)
+@given(seed=st.integers(0, 10**6), budget=st.integers(1, 120))
+def test_no_architecture_depends_on_how_groups_are_packed(architecture, name, seed, budget) -> None:
+    check_packing(policy_of(architecture), name, seed, budget, shared=True)
+
+
+def check_packing(policy: PackedModel, name: str, seed: int, budget: int, shared: bool) -> None:
+    """A shuffled step cut by `budget` against the step in one pack: loss, metrics, and all gradients norm-wise."""
+    assert policy.admission.shared
+    loss = build(name)
+    data = draw_examples(seed, 6, loss.form)
+    groups = all_groups(data, loss)
+    whole = step(policy, name, build_packs(groups, token_budget=10**6, shared=True))
+    random.Random(seed).shuffle(groups)
+    cut = step(policy, name, build_packs(groups, token_budget=budget, shared=shared))
+
+    assert cut[0] == pytest.approx(whole[0], rel=1e-9)
+    assert cut[1] == pytest.approx(whole[1], rel=1e-9, abs=1e-9)
+    assert whole[2].norm() > 1e-6
+    assert (cut[2] - whole[2]).norm() <= 1e-9 * whole[2].norm()
+
+
+def test_the_dpo_step_is_the_formula_on_separate_unpadded_full_logits_passes(policy) -> None:
+    data = draw_examples(3, 5, "paired")
+    model = policy.model.train()
+
+    def logprob(prompt, completion):
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+        return sum(logits[0, len(prompt) - 1 + i, token] for i, token in enumerate(completion))
+
+    model.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    with InFloat64():
+        for example in data:
+            chosen, rejected = (logprob(example.prompt, c) for c in example.completions)
+            with torch.no_grad(), model.disable_adapter():
+                frozen_chosen, frozen_rejected = (logprob(example.prompt, c) for c in example.completions)
+            margin = (chosen - frozen_chosen) - (rejected - frozen_rejected)
+            total = total - torch.nn.functional.logsigmoid(0.5 * margin) / len(data)
+        total.backward()
+    by_hand = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone()
+
+    packs = build_packs(all_groups(data, build("dpo")), token_budget=40, shared=True)
+    assert len(packs) > 1
+    loss, _, gradients = step(policy, "dpo", packs)
+    assert loss == pytest.approx(float(total.detach()), rel=1e-9)
+    assert (gradients - by_hand).norm() <= 1e-9 * by_hand.norm()
+
+
+def test_duplicate_examples_are_computed_once_and_counted_twice(policy) -> None:
+    examples = list(draw_examples(5, 3, "paired"))
+    once = PreferenceData("paired", examples)
+    doubled = PreferenceData("paired", [*examples, examples[0]])
+    groups = all_groups(doubled, build("dpo"))
+    assert sum(len(g.completions) for g in groups) == sum(len(g.completions) for g in all_groups(once, build("dpo")))
+
+    single = [
+        step(
+            policy,
+            "dpo",
+            build_packs(all_groups(PreferenceData("paired", [e]), build("dpo")), token_budget=999, shared=True),
+        )
+        for e in [*examples, examples[0]]
+    ]
+    loss, _, gradients = step(policy, "dpo", build_packs(groups, token_budget=999, shared=True))
+    assert loss == pytest.approx(sum(s[0] for s in single) / 4, rel=1e-9)
+    expected = sum(s[2] for s in single) / 4
+    assert (gradients - expected).norm() <= 1e-9 * expected.norm()
