@@ -21,7 +21,7 @@ from prefopt.report import write_report
 from prefopt.workflow import INPUTS, RunResult, load_held_out, load_run, train_run
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-STEPS = 60
+STEPS = 30
 GAP_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 
 
@@ -77,7 +77,7 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
                 "max_steps": steps,
                 "learning_rate": 5e-4,
                 "lr_scheduler_type": "linear",
-                "warmup_steps": 5,
+                "warmup_steps": 3,
                 "save_steps": 25,
                 "save_total_limit": 2,
             },

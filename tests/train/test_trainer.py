@@ -1,0 +1,171 @@
+"""PreferenceTrainer on a tiny real model: it learns, logs what dashboards know, and refuses what can't be."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import prefopt
+from prefopt.errors import DataError, RecipeError, RunError
+from prefopt.losses import build
+from prefopt.recipe import load_recipe
+from prefopt.train import PreferenceArguments, PreferenceTrainer, TrainConfig
+from prefopt.workflow import claim_directory, train_run
+from tests.toys import pair_rows, write_rows
+
+NAMES = {
+    "loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+    "logps/chosen", "logps/rejected", "log_ratios/chosen", "log_ratios/rejected", "tokens",
+}  # fmt: skip
+
+
+def make_trainer(folder: Path, model: Path, loss: str = "dpo", **options: object) -> PreferenceTrainer:
+    policy, tokenizer = prefopt.load_policy(str(model), dtype="float32", lora={"r": 4})
+    data = prefopt.load_preferences(pair_rows(24), tokenizer)
+    settings = {"examples_per_step": 8, "learning_rate": 1e-2, "save_strategy": "no", "token_budget": 500, **options}
+    args = PreferenceArguments(output_dir=str(folder), **settings)
+    return PreferenceTrainer(policy, data, build(loss), "auto", args, eval_data=data, tokenizer=tokenizer)
+
+
+def logged(trainer: PreferenceTrainer) -> list[dict[str, float]]:
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+def test_training_starts_at_log_two_learns_and_logs_what_dashboards_plot(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = make_trainer(tmp_path, tiny_model, num_train_epochs=4)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    records = logged(trainer)
+    assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert len(records) == 12
+    assert records[0].keys() >= NAMES
+    assert before["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert after["eval_loss"] < before["eval_loss"] - 0.1
+    assert after["eval_rewards/accuracies"] > 0.9
+    assert after["eval_rewards/margins"] == pytest.approx(
+        after["eval_rewards/chosen"] - after["eval_rewards/rejected"], abs=1e-5
+    )
+
+
+def test_an_untrained_step_says_when_policy_and_reference_differ(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = make_trainer(tmp_path, tiny_model, max_steps=1)
+    weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
+    torch.nn.init.ones_(weight)
+    with pytest.warns(UserWarning, match=r"policy and reference .* differ by up to"):
+        trainer.train()
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path, tiny_model: Path) -> None:
+    plain = make_trainer(tmp_path / "a", tiny_model, max_steps=4)
+    checkpointed = make_trainer(tmp_path / "b", tiny_model, max_steps=4, activation_checkpointing=True)
+    plain.train()
+    checkpointed.train()
+    expected, found = ([r["loss"] for r in logged(t)] for t in (plain, checkpointed))
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert expected[-1] < expected[0]
+
+
+def test_pairs_serve_kto_and_its_shift_is_logged(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = make_trainer(tmp_path, tiny_model, "kto", num_train_epochs=6)
+    assert len(trainer.data) == 48
+    trainer.train()
+    records = logged(trainer)
+    assert records[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert any(record["kl"] > 0 for record in records)
+    after = trainer.evaluate()
+    assert after["eval_rewards/chosen"] > after["eval_rewards/rejected"] + 0.05
+
+
+def test_labels_given_to_dpo_are_explained(tmp_path: Path, tiny_model: Path) -> None:
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32")
+    rows = [{"prompt": f"q{i}", "completion": f" a{i}", "label": i % 2 == 0} for i in range(4)]
+    data = prefopt.load_preferences(rows, tokenizer)
+    args = PreferenceArguments(output_dir=str(tmp_path))
+    with pytest.raises(DataError, match="single completions with a label"):
+        PreferenceTrainer(policy, data, build("dpo"), "auto", args)
+    with pytest.raises(RecipeError, match="reference"):
+        PreferenceTrainer(policy, data, build("kto"), "none", args)
+
+
+def test_evaluating_without_data_says_what_to_give(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = make_trainer(tmp_path, tiny_model)
+    trainer.eval_data = None
+    with pytest.raises(RunError, match=r"data\.eval"):
+        trainer.evaluate()
+
+
+def test_several_gpus_in_one_process_and_fp16_on_a_cpu_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecipeError, match="CPU has no fp16"):
+        PreferenceArguments(output_dir=str(tmp_path), fp16=True, use_cpu=True)
+    monkeypatch.setattr(PreferenceArguments, "n_gpu", 2, raising=False)
+    with pytest.raises(RecipeError, match=r"2 GPUs are visible .* CUDA_VISIBLE_DEVICES=0"):
+        PreferenceArguments(output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("per_device_train_batch_size", 4, "examples_per_step"),
+        ("learning_rat", 1e-3, "did you mean 'learning_rate'"),
+        ("learning_rate", "fast", "learning_rate is 'fast'"),
+    ],
+)
+def test_a_wrong_training_argument_names_the_key_and_the_way_out(key: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainConfig.model_validate({"output_dir": "runs/x", key: value})
+
+
+def recipe(folder: Path, model: Path, run: Path) -> Path:
+    write_rows(folder / "pairs.jsonl", pair_rows(16))
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"model: {{name: {model}, dtype: float32, lora: {{r: 2}}}}\ndata: {{train: pairs.jsonl, eval: pairs.jsonl}}\n"
+        f"train: {{output_dir: {run}, examples_per_step: 8, save_strategy: 'no'}}\n"
+        "eval: {samples: 1, samples_per_prompt: 1, max_new_tokens: 4}\n"
+    )
+    return path
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path, tiny_model: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.txt").write_text("precious")
+    loaded = load_recipe(recipe(tmp_path, tiny_model, run))
+    with pytest.raises(RunError, match="not empty"):
+        claim_directory(run, loaded, resume=False)
+    with pytest.raises(RunError, match="not a run to resume"):
+        claim_directory(run, loaded, resume=True)
+    assert [p.name for p in run.iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        claim_directory(tmp_path / "file", loaded, resume=False)
+    with pytest.raises(RunError, match="can't be written"):
+        claim_directory(tmp_path / "file" / "below", loaded, resume=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_permission_is_a_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(RunError, match="can't be written"):
+        claim_directory(locked / "run", load_recipe(recipe(tmp_path, tiny_model, locked / "run")), resume=False)
+
+
+def test_a_run_directory_holds_everything_and_loads_again(tmp_path: Path, tiny_model: Path) -> None:
+    run = tmp_path / "run"
+    result = train_run(load_recipe(recipe(tmp_path, tiny_model, run)))
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"recipe.yaml", "environment.json", "metrics.jsonl", "adapter", "data.json", "samples.json", "eval"}
+    assert result.before is not None
+    assert result.after is not None
+
+    from prefopt.workflow import eval_pairs_run
+
+    again = eval_pairs_run(run)
+    assert again.metrics.margin.value == pytest.approx(result.after.metrics.margin.value, abs=1e-5)
+    assert again.metrics.margin.value > 0
