@@ -17,6 +17,7 @@ from prefopt.data import PreferenceData, load_preferences
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.eval import PairEvaluation, evaluate_pairs
 from prefopt.models import load_policy
+from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference, build_reference
 from prefopt.recipe import Recipe, dump_recipe, load_recipe
@@ -97,7 +98,7 @@ def train_run(
     finally:
         for line in progress:
             line.close()
-    save_weights(model, tokenizer, run)
+    save_result(model, tokenizer, run)
     say("measuring after training")
     after = _evaluate(trainer.packed, trainer.reference, held_out, recipe, run / AFTER)
     drawn = json.loads((run / SAMPLES).read_text())
@@ -211,11 +212,11 @@ def _silent(text: str) -> None:
     """Say nothing."""
 
 
-def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
+def save_result(model: Any, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
     """Write the adapter (or, after full fine-tuning, the model) and the tokenizer, whole or not at all."""
     final = run / (ADAPTER if hasattr(model, "peft_config") else MODEL)
     with staged(final) as folder:
-        model.save_pretrained(folder)
+        save_weights(model, folder)
         tokenizer.save_pretrained(folder)
     return final
 

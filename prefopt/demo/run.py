@@ -88,7 +88,7 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
 
 def _write_inputs(folder: Path) -> None:
     folder.mkdir(parents=True)
-    pairs = make_pairs(load_sentences())
+    pairs = make_pairs(load_sentences(), per_gap=60)
     for name, rows in (("train", pairs.train), ("held_out", pairs.heldout), ("by_gap", pairs.by_gap)):
         write_rows(_with_human_share(rows), folder / f"{name}.jsonl")
 

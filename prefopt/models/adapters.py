@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -72,7 +73,7 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the adapter {source.name} does not fit the model: {reason}") from error
-    expected = set(get_peft_model_state_dict(peft_model))
+    expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
     if wrong := saved ^ expected:
         where = "is missing in it" if min(wrong) in expected else "has no place in the model"
         raise ModelError(
@@ -81,6 +82,15 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
         )
     _settle_dtype(peft_model, dtype)
     return peft_model
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write the adapter, or a model without one, as safetensors.
+
+    PEFT would ask the Hub whether the base model's vocabulary was changed; here it never is.
+    """
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(str(folder), **options)
 
 
 @contextmanager

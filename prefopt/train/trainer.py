@@ -22,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from prefopt.data import PreferenceData, StepLoader, StepPlan, build_packs
 from prefopt.errors import RunError
 from prefopt.losses import Loss
+from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference, build_reference
 from prefopt.train.arguments import PreferenceArguments
@@ -296,6 +297,13 @@ class PreferenceTrainer(Trainer):
             self._staging, self.args.save_total_limit = None, limit
         best = self.state.best_model_checkpoint
         rotate(run, limit, Path(best) if best else None)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, folder)
+        if isinstance(self.processing_class, PreTrainedTokenizerBase):
+            self.processing_class.save_pretrained(str(folder))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

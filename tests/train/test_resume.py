@@ -23,7 +23,7 @@ train:
   output_dir: {run}
   examples_per_step: 8
   token_budget: 400
-  num_train_epochs: 2
+  num_train_epochs: {epochs}
   learning_rate: 5e-3
   lr_scheduler_type: linear
   save_strategy: steps
@@ -32,11 +32,13 @@ train:
   bf16: false
 """
 
+EPOCHS = {"dpo": 2, "kto": 0.8}  # about as many steps: labels are twice as many examples as pairs
+
 
 def recipe_for(folder: Path, model: Path, loss: str, run: str) -> Path:
     data = write_rows(folder / "pairs.jsonl", pair_rows(60))
     path = folder / f"{run}.yaml"
-    path.write_text(RECIPE.format(model=model, data=data, loss=loss, run=folder / run))
+    path.write_text(RECIPE.format(model=model, data=data, loss=loss, run=folder / run, epochs=EPOCHS[loss]))
     return path
 
 
@@ -103,6 +105,7 @@ def test_a_run_killed_mid_step_and_mid_checkpoint_ends_with_the_same_bits(uninte
     assert losses(run) == losses(whole), "every step is logged once, with the loss of the uninterrupted run"
 
 
+@pytest.mark.parametrize("uninterrupted", ["dpo"], indirect=True)
 def test_a_torn_checkpoint_is_skipped_with_a_warning_and_the_bits_are_the_same(uninterrupted, tiny_model: Path) -> None:
     loss, whole = uninterrupted
     recipe = recipe_for(whole.parent, tiny_model, loss, "torn")
@@ -118,6 +121,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning_and_the_bits_are_the_same(u
     assert weights(run) == weights(whole)
 
 
+@pytest.mark.parametrize("uninterrupted", ["dpo"], indirect=True)
 def test_a_run_resumes_only_with_the_recipe_it_began_with(uninterrupted, tiny_model: Path) -> None:
     loss, whole = uninterrupted
     recipe = recipe_for(whole.parent, tiny_model, loss, "whole")
