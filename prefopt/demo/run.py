@@ -22,6 +22,7 @@ from prefopt.workflow import INPUTS, RunResult, load_held_out, load_run, train_r
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 STEPS = 30
+CLEAR_EDGES = (3.0, 3.5, 4.0, 4.5, 8.0)
 GAP_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 
 
@@ -81,7 +82,14 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
                 "save_steps": 25,
                 "save_total_limit": 2,
             },
-            "eval": {"slice_by": "gap", "human": "human", "samples": 4, "samples_per_prompt": 2, "max_new_tokens": 48},
+            "eval": {
+                "slice_by": "gap",
+                "slice_edges": CLEAR_EDGES,
+                "human": "human",
+                "samples": 4,
+                "samples_per_prompt": 2,
+                "max_new_tokens": 48,
+            },
         }
     )
 
