@@ -132,17 +132,17 @@ class _Attention(torch.autograd.Function):
                 probs = probs * drops[-1]
             torch.bmm(tile.of_scores(probs), tile.of_keys(v), out=tile.of_queries(out))
         if needed:
-            ctx.save_for_backward(query, key, value, sinks, *kept, *drops)
+            ctx.save_for_backward(q, k, v, sinks, *kept, *drops)
             ctx.plan, ctx.scale, ctx.softcap, ctx.kept = plan, scale, softcap, len(kept)
+            ctx.shapes = query.shape, key.shape, value.shape
         return out.index_select(0, plan.query_back).view(*query.shape[:2], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, sinks, *rest = ctx.saved_tensors
+        q, k, v, sinks, *rest = ctx.saved_tensors
         plan: Plan = ctx.plan
         kept, drops = rest[: ctx.kept], rest[ctx.kept :]
-        q, k, v = _take(query, plan.query_rows), _take(key, plan.key_rows), _take(value, plan.key_rows)
         d_out, d_q = _take(grad, plan.query_rows), torch.empty_like(q)
         sums = sum(rows.shape[0] for rows in plan.key_sums)
         d_k, d_v = (x.new_empty(x.shape[0] + sums, x.shape[1]) for x in (k, v))
@@ -156,10 +156,11 @@ class _Attention(torch.autograd.Function):
                 if tanh is not None:
                     d_scores *= 1 - tanh * tanh
                 _backward_scores(tile, d_scores, ctx.scale, q, k, d_q, d_k)
+        query, key, value = ctx.shapes
         return (
-            d_q.index_select(0, plan.query_back).view_as(query),
-            _sum_keys(plan, d_k).view_as(key),
-            _sum_keys(plan, d_v).view_as(value),
+            d_q.index_select(0, plan.query_back).view(query),
+            _sum_keys(plan, d_k).view(key),
+            _sum_keys(plan, d_v).view(value),
             d_sinks.flatten().to(sinks.dtype) if isinstance(d_sinks, Tensor) else None,
             *(None,) * 4,
         )
@@ -180,7 +181,7 @@ def _probabilities(
     queries, keys = tile.of_queries(q), tile.of_keys(k).transpose(1, 2)
     tanh = None
     if softcap is None:
-        scores = q.new_empty(tile.shape).copy_(tile.mask.expand(tile.shape))
+        scores = tile.mask.expand(tile.shape).clone(memory_format=torch.contiguous_format)
         inner = tile.of_scores(scores)
         torch.baddbmm(inner, queries, keys, alpha=scale, out=inner)
     else:
@@ -190,7 +191,7 @@ def _probabilities(
         scores = torch.add(tile.mask, tanh.tanh_(), alpha=softcap)
     if sinks is not None:
         scores[..., -1] += sinks.view(*tile.shape[1:3], 1).to(scores.dtype)
-    return scores.softmax(-1), tanh
+    return torch.softmax(scores, -1, out=scores), tanh
 
 
 def _backward_values(tile: Tile, probs: Tensor, drop: Tensor | None, d_out: Tensor, v: Tensor, d_v: Tensor) -> Tensor:
@@ -199,7 +200,8 @@ def _backward_values(tile: Tile, probs: Tensor, drop: Tensor | None, d_out: Tens
     d_outs = tile.of_queries(d_out)
     torch.bmm(tile.of_scores(dropped).transpose(1, 2), d_outs, out=tile.of_keys(d_v))
     d_probs = torch.empty_like(probs)
-    d_probs[..., tile.keys :] = 0
+    if tile.keys < tile.shape[-1]:
+        d_probs[..., tile.keys :] = 0
     torch.bmm(d_outs, tile.of_keys(v).transpose(1, 2), out=tile.of_scores(d_probs))
     if drop is not None:
         d_probs *= drop

@@ -11,11 +11,13 @@ from torch import nn
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module is in the mode it was in."""
-    # Module by module: `model.train()` at the end would also wake those that were frozen on purpose.
-    modes = [(module, module.training) for module in model.modules()]
+    # Module by module: `model.train()` at the end would also wake those that were frozen on purpose. And past
+    # `Module.__setattr__`, which looks for parameters first: for thousands of modules around every pack, that is seen.
+    training = [vars(module) for module in model.modules() if module.training]
     try:
-        model.eval()
+        for attributes in training:
+            attributes["training"] = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for attributes in training:
+            attributes["training"] = True

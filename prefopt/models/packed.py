@@ -13,6 +13,7 @@ from prefopt.errors import ModelError
 from prefopt.kernels.attention import SHARED_PROMPT, register
 from prefopt.models.admission import Admission, admit
 from prefopt.models.causal import CausalModel, Reduction
+from prefopt.models.fused import fused
 from prefopt.records import GroupLayout, Layout, Pack
 
 
@@ -47,7 +48,7 @@ class PackedModel:
             yield
             return
         register()
-        with self._causal.attention(SHARED_PROMPT):
+        with self._causal.attention(SHARED_PROMPT), fused(self.model):
             yield
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:

@@ -1,0 +1,129 @@
+"""Which layers of a model are replaced, that they compute the same, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from prefopt.models import fused as room
+from prefopt.models.adapters import adapter_disabled
+from prefopt.models.fused import ROTATE, fused
+from tests.models.tiny import SHARED, tiny_causal_lm
+
+
+def with_lora(name: str, **options: Any) -> Any:
+    torch.manual_seed(1)
+    base = tiny_causal_lm(name, dtype=torch.float32).requires_grad_(False)
+    return get_peft_model(base, LoraConfig(r=3, init_lora_weights=False, target_modules="all-linear", **options))
+
+
+def replaced(model: nn.Module) -> set[str]:
+    """Names of the classes whose instances run our forward."""
+    return {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+
+
+def output_and_gradients(model: Any) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    logits = model(torch.tensor([[5, 6, 7, 8, 9]])).logits
+    logits.square().mean().backward()
+    return logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_model_computes_the_same_within_and_is_itself_afterwards(name: str) -> None:
+    model = with_lora(name)
+    files = {sys.modules[type(module).__module__] for module in model.modules()}
+    rotations = {file.__name__: getattr(file, ROTATE) for file in files if hasattr(file, ROTATE)}
+    plain = output_and_gradients(model)
+    with fused(model):
+        assert "Linear" in replaced(model) or name == "gpt2"  # GPT-2's layers are no nn.Linear
+        within = output_and_gradients(model)
+        with adapter_disabled(model), torch.no_grad():
+            off = model(torch.tensor([[5, 6, 7]])).logits
+    assert not replaced(model)
+    assert all(getattr(sys.modules[file], ROTATE) is function for file, function in rotations.items())
+    for ours, theirs in zip(within, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with adapter_disabled(model), torch.no_grad():
+        torch.testing.assert_close(off, model(torch.tensor([[5, 6, 7]])).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_llamas_norm_and_rotation_are_replaced_and_gemmas_norm_is_not() -> None:
+    llama, gemma = tiny_causal_lm("llama").requires_grad_(False), tiny_causal_lm("gemma2").requires_grad_(False)
+    own = sys.modules["transformers.models.llama.modeling_llama"].apply_rotary_pos_emb
+    with fused(llama), fused(gemma):
+        assert replaced(llama) == {"LlamaRMSNorm"}
+        assert not replaced(gemma)
+        assert sys.modules["transformers.models.llama.modeling_llama"].apply_rotary_pos_emb.own is own
+
+
+def test_a_norm_is_known_by_what_it_computes() -> None:
+    class PlainRMSNorm(LlamaRMSNorm):
+        pass
+
+    class CentredRMSNorm(LlamaRMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean(-1, keepdim=True))
+
+    model = nn.ModuleList([PlainRMSNorm(8), CentredRMSNorm(8), Gemma2RMSNorm(8)]).requires_grad_(False)
+    with fused(model):
+        assert replaced(model) == {"PlainRMSNorm"}
+
+
+def test_a_norm_that_trains_is_left_alone() -> None:
+    model = nn.ModuleList([LlamaRMSNorm(8)])
+    with fused(model):
+        assert not replaced(model)
+
+
+@pytest.mark.parametrize("change", [
+    {"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True},
+])  # fmt: skip
+def test_only_plain_lora_is_replaced(change: dict[str, Any]) -> None:
+    model = with_lora("llama", **change)
+    with fused(model):
+        assert "Linear" not in replaced(model)
+
+
+def test_a_layer_with_a_hook_or_several_adapters_or_merged_is_left_alone() -> None:
+    model = with_lora("llama")
+    layers = [m for m in model.modules() if type(m) is room.LoraLinear]
+    layers[0].base_layer.register_forward_hook(lambda module, args, out: out)
+    layers[1].merge()
+    layers[2].forward = layers[2].forward  # as accelerate hangs its hooks
+    with fused(model):
+        untouched = [layer for layer in layers if "forward" not in vars(layer)]
+        assert untouched == layers[:2]
+    assert "forward" in vars(layers[2])
+
+
+def test_contexts_nest_and_the_inner_one_leaves_the_outer_ones_layers() -> None:
+    model = with_lora("llama")
+    with fused(model):
+        outer = replaced(model)
+        with fused(model):
+            assert replaced(model) == outer
+        assert replaced(model) == outer
+    assert not replaced(model)
+
+
+def test_everything_is_put_back_when_the_work_inside_fails() -> None:
+    model = with_lora("llama")
+    with pytest.raises(ZeroDivisionError), fused(model):
+        raise ZeroDivisionError
+    assert not replaced(model)
+
+
+def test_under_autocast_the_layers_compute_as_their_own() -> None:
+    model = with_lora("llama")
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        plain = model(torch.tensor([[5, 6, 7]])).logits
+        with fused(model):
+            torch.testing.assert_close(model(torch.tensor([[5, 6, 7]])).logits, plain, rtol=2e-2, atol=2e-2)
