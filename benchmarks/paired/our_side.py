@@ -67,7 +67,10 @@ class StoredReference(Reference):
 def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
     """Return a trainer whose adapter is `start_adapter`'s."""
     model, tokenizer = load_policy(
-        job.model, dtype="bfloat16", lora={"r": job.rank, "alpha": job.alpha, "dropout": 0.0}, seed=job.seed
+        job.model,
+        dtype="float32" if job.variant == "float32" else "bfloat16",
+        lora={"r": job.rank, "alpha": job.alpha, "dropout": 0.0},
+        seed=job.seed,
     )
     arguments = PreferenceArguments(
         **common_arguments(job), examples_per_step=job.pairs_per_step, token_budget=job.token_budget

@@ -20,6 +20,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bfloat16", "bf16": False},
     # Both: a bf16 model under autocast, which spares the casts that a float32 adapter asks for.
     "bf16-autocast": {"dtype": "bfloat16", "bf16": True},
+    # For the comparison of what is computed, not of how fast.
+    "float32": {"dtype": "float32", "bf16": False},
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,65 @@ def plan_packs(
 def assemble(groups: Sequence[Group], *, shared: bool) -> Pack:
     """Lay groups out as one pack, in the given order, whatever its size."""
     return _shared_pack(groups) if shared else _rows_pack(groups)
+
+
+def only(pack: Pack, completions: Tensor) -> Pack:
+    """Return the pack with these completions alone, behind their prompts; without any there is nothing to compute.
+
+    Args:
+        pack: as `build_packs` makes it.
+        completions: (K,) int64, ascending, each once, K > 0. Completion i of the result is `completions[i]`.
+
+    Returns:
+        A pack of K completions that names no examples.
+    """
+    scored = torch.isin(pack.segment, completions)
+    number = torch.empty_like(pack.length)
+    number[completions] = torch.arange(completions.numel(), device=number.device)
+    nothing = completions[:0]
+    rest: dict[str, Any] = {
+        "target": pack.target[scored],
+        "segment": number[pack.segment[scored]],
+        "length": pack.length[completions],
+        "pair": nothing.reshape(0, 2),
+        "labelled": nothing,
+        "label": nothing.bool(),
+        "mismatched": nothing,
+    }
+    score_at = pack.score_at[scored]
+    if pack.layout is None:
+        assert pack.mask is not None
+        old, width = pack.tokens.shape[1], int(pack.mask[completions].sum(1).max())
+        tokens, position, mask = (x[completions, :width] for x in (pack.tokens, pack.position, pack.mask))
+        score_at = number[score_at // old] * width + score_at % old
+        return Pack(tokens=tokens, position=position, mask=mask, score_at=score_at, **rest)
+    layout, kept = _layout_of(pack.layout, set(completions.tolist()))
+    at = torch.tensor(kept, device=pack.tokens.device)
+    place = torch.empty(pack.tokens.shape[1], dtype=torch.int64, device=at.device)
+    place[at] = torch.arange(at.numel(), device=at.device)
+    return Pack(
+        tokens=pack.tokens[:, at], position=pack.position[:, at], layout=layout, score_at=place[score_at], **rest
+    )
+
+
+def _layout_of(layout: Layout, completions: set[int]) -> tuple[Layout, list[int]]:
+    """Return the layout with these completions alone, and which tokens of the row stay."""
+    groups: list[GroupLayout] = []
+    kept: list[int] = []
+    number = 0
+    for group in layout.groups:
+        stop = group.start + group.prompt
+        start, lengths, tokens = len(kept), [], list(range(group.start, stop))
+        for length in group.completions:
+            if number in completions:
+                lengths.append(length)
+                tokens += range(stop, stop + length)
+            stop += length
+            number += 1
+        if lengths:
+            groups.append(GroupLayout(start, group.prompt, tuple(lengths)))
+            kept += tokens
+    return Layout(tuple(groups)), kept
 
 
 def _check(index: int, group: Group) -> None:

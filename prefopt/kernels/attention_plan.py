@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from prefopt.kernels.shapes import COUNTS, compiles_by_shape, rounded
 from prefopt.records import GroupLayout, Layout
 
 _CHUNK = 256
@@ -115,13 +116,14 @@ def build_plan(
     strips = [strip for group in layout.groups for strip in _strips(group, window)]
     strips.sort(key=lambda s: (s.queries, s.keys), reverse=True)
     position = _positions(layout)
+    few = compiles_by_shape(device, dtype)
     align = max(1, 64 // dtype.itemsize)
     tiles: list[Tile] = []
     queries: list[Tensor] = []
     keys: list[Tensor] = []
     stop = key_stop = 0
-    for part in _partition(strips, _TILE_COST.get(device.type, _TILE_COST["cuda"]) // heads):
-        query, key = _tokens(part, align, sinks)
+    for part in _partition(strips, _TILE_COST.get(device.type, _TILE_COST["cuda"]) // heads, few):
+        query, key = _tokens(part, align, sinks, few)
         queries.append(_head_rows(query[:, None, None], torch.arange(heads).view(kv_heads, -1, 1), heads))
         keys.append(_head_rows(key[:, None], torch.arange(kv_heads)[:, None], kv_heads))
         start, stop = stop, stop + queries[-1].numel()
@@ -172,18 +174,23 @@ def _chunks(start: int, stop: int) -> list[tuple[int, int]]:
     return list(pairwise(start + length * i // count for i in range(count + 1))) if count else []
 
 
-def _partition(strips: Sequence[Strip], cost: int) -> list[Sequence[Strip]]:
-    """Cut the sorted `strips` into consecutive tiles of the least work, each tile costing `cost` scores more."""
+def _partition(strips: Sequence[Strip], cost: int, few: bool) -> list[Sequence[Strip]]:
+    """Cut the sorted `strips` into consecutive tiles of the least work, each tile costing `cost` scores more.
+
+    With `few`, tiles are of few shapes.
+    """
     best: list[tuple[int, int]] = [(0, 0)]  # the least work of the first n strips, and where their last tile starts
     for stop in range(1, len(strips) + 1):
         queries = keys = 0
         options: list[tuple[int, int]] = []
         for start in range(stop - 1, max(-1, stop - 1 - _LOOKBACK), -1):
             queries, keys = max(queries, strips[start].queries), max(keys, strips[start].keys)
-            work = (stop - start) * queries * (keys + _QUERY_COST) + cost
+            shape = (rounded(queries), rounded(keys)) if few else (queries, keys)
+            work = (stop - start) * shape[0] * (shape[1] + _QUERY_COST) + cost
             if options and work >= min(options)[0]:
                 break  # a longer tile only costs more
-            options.append((best[start][0] + work, start))
+            if not few or stop - start in COUNTS:
+                options.append((best[start][0] + work, start))
         best.append(min(options))
     parts: list[Sequence[Strip]] = []
     stop = len(strips)
@@ -194,15 +201,16 @@ def _partition(strips: Sequence[Strip], cost: int) -> list[Sequence[Strip]]:
     return parts
 
 
-def _tokens(part: Sequence[Strip], align: int, sinks: bool) -> tuple[Tensor, Tensor]:
+def _tokens(part: Sequence[Strip], align: int, sinks: bool, few: bool) -> tuple[Tensor, Tensor]:
     """Return a tile's query tokens (B, Q) and key tokens (B, K), -1 for padding.
 
     A score row becomes a whole number of `align` columns: bfloat16 softmax on CPU takes three times as long on rows
     with a ragged end. Padding queries look at the last key, which is padding for every strip that has some.
     """
     queries = max(s.queries for s in part)
-    keys = max(s.keys + (s.queries < queries) for s in part)
-    keys = -(-(keys + sinks) // align) * align - sinks
+    queries = rounded(queries) if few else queries
+    keys = max(s.keys + (s.queries < queries) for s in part) + sinks
+    keys = (rounded(keys) if few else -(-keys // align) * align) - sinks
     start, count, own_start, prompt_start, prompt, used = torch.tensor(
         [(s.start, s.queries, s.own_start, s.prompt_start, s.prompt_stop - s.prompt_start, s.keys) for s in part]
     ).T[..., None]

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prefopt.kernels.head import Head, HeadGradients, TokenScores, accumulation_dtype
+from prefopt.kernels.shapes import compiles_by_shape, rounded
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,18 @@ class TorchTiles:
         return self._score(hidden, target, head, direction), direction
 
     def _score(self, hidden: Tensor, target: Tensor, head: Head, direction: Tensor | None) -> TokenScores:
+        count = hidden.shape[0]
+        if count and compiles_by_shape(hidden.device, hidden.dtype) and (extra := rounded(count) - count):
+            # Rows of zeros with target 0: computed and thrown away.
+            hidden, target = F.pad(hidden, (0, 0, 0, extra)), F.pad(target, (0, extra))
+            padded = None if direction is None else direction.new_zeros(hidden.shape)
+            scores = self._score_all(hidden, target, head, padded)
+            if direction is not None and padded is not None:
+                direction.copy_(padded[:count])
+            return TokenScores(*(part[:count] for part in scores))
+        return self._score_all(hidden, target, head, direction)
+
+    def _score_all(self, hidden: Tensor, target: Tensor, head: Head, direction: Tensor | None) -> TokenScores:
         work = _Workspace(hidden, head, self.tiles or Tiles.choose(hidden))
         scores = TokenScores(*(hidden.new_empty(hidden.shape[0], dtype=work.dtype) for _ in TokenScores._fields))
         for rows in _slices(hidden.shape[0], work.tiles.rows):

@@ -14,7 +14,7 @@ from prefopt.errors import ModelError, RecipeError
 from prefopt.records import LossOutput, SequenceLogprobs
 
 Form = Literal["paired", "unpaired"]
-Statistics = Literal["none", "step"]
+Statistics = Literal["none", "step", "mismatched"]
 
 
 class Loss(torch.nn.Module):
@@ -32,7 +32,9 @@ class Loss(torch.nn.Module):
     needs_reference: bool = True
     """Whether `SequenceLogprobs.reference` must be there."""
     statistics: Statistics = "none"
-    """`step`: the value of one example depends on others of its step, so `forward` must see the whole step at once."""
+    """`step`: the value of one example depends on others of its step, so `forward` must see the whole step at once.
+    `mismatched`: it depends on the step's mismatched completions alone, so `forward` must see all of those, beside any
+    part of the examples."""
     needs_mismatched: bool = False
     """Whether every step must hold completions of other prompts (`SequenceLogprobs.mismatched`)."""
     beta: float

@@ -19,9 +19,9 @@ class KTO(Loss):
     Eq. 8 of arXiv:2402.01306 (Eq. 7 in its early versions), whose z_0 is our shift: an estimate of the divergence
     from the reference, from completions that belong to other prompts.
 
-    The shift is one number for the whole optimizer step (`statistics = "step"`), so `forward` must be given all the
-    step's completions at once. As in the paper it is a constant to the gradient: mismatched completions get none,
-    and can be scored without a graph. It is logged as the metric `kl`.
+    The shift is one number for the whole optimizer step (`statistics = "mismatched"`), so `forward` must be given all
+    the step's mismatched completions, beside some or all of its examples. As in the paper it is a constant to the
+    gradient: mismatched completions get none, and can be scored without a graph. It is logged as the metric `kl`.
 
     The weights multiply the loss and do not enter the divisor: the step's loss is a mean over examples. Where
     the data are uneven, the paper advises weights that bring (desirable_weight * number of desirable) /
@@ -32,7 +32,7 @@ class KTO(Loss):
 
     name = "kto"
     form = "unpaired"
-    statistics = "step"
+    statistics = "mismatched"
     needs_mismatched = True
 
     def __init__(self, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:

@@ -24,6 +24,8 @@ from prefopt.models.source import Source
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that subtract what the adapter starts as from the base weights."""
+_WITH_EMBEDDINGS = "prefopt_with_embeddings"
+"""Attribute of a model whose adapter replaced embeddings of the base when it was loaded: says so in words."""
 
 
 def new_adapter(model: Any, section: LoraSection, *, seed: int) -> Any:
@@ -73,13 +75,16 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"the adapter {source.name} does not fit the model: {reason}") from error
-    expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
-    if wrong := saved ^ expected:
-        where = "is missing in it" if min(wrong) in expected else "has no place in the model"
+    needed = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    allowed = set(get_peft_model_state_dict(peft_model, save_embedding_layers=True)) if saved - needed else needed
+    if wrong := (saved - allowed) | (needed - saved):
+        where = "is missing in it" if min(wrong) in needed else "has no place in the model"
         raise ModelError(
             f"the adapter {source.name} does not fit the model: {len(wrong)} of its weights do not match, for example "
             f"{min(wrong)} {where}. Was it trained on {config.base_model_name_or_path}?"
         )
+    if embeddings := sorted(saved - needed):
+        setattr(peft_model, _WITH_EMBEDDINGS, f"the adapter brought embeddings of its own ({embeddings[0]})")
     _settle_dtype(peft_model, dtype)
     return peft_model
 
@@ -87,9 +92,10 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
 def save_weights(model: Any, folder: Path) -> None:
     """Write the adapter, or a model without one, as safetensors.
 
-    PEFT would ask the Hub whether the base model's vocabulary was changed; here it never is.
+    Embeddings go along when the adapter was loaded with some. Left to itself, PEFT would ask the Hub whether the
+    base model's vocabulary was changed; here it never is.
     """
-    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    options = {"save_embedding_layers": _WITH_EMBEDDINGS in vars(model)} if isinstance(model, PeftModel) else {}
     model.save_pretrained(str(folder), **options)
 
 
@@ -139,6 +145,8 @@ def adapter_changes_nothing(model: Any) -> bool:
 
 def base_is_original(model: Any) -> str | None:
     """Return why the model without its adapter is not the model that was loaded, or None when it is."""
+    if isinstance(brought := vars(model).get(_WITH_EMBEDDINGS), str):
+        return brought
     config = model.peft_config[model.active_adapter]
     start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):

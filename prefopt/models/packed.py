@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from prefopt.errors import ModelError
 from prefopt.kernels.attention import SHARED_PROMPT, register
+from prefopt.kernels.shapes import compiles_by_shape, rounded
 from prefopt.models.admission import Admission, admit
 from prefopt.models.causal import CausalModel, Reduction
 from prefopt.models.fused import fused
 from prefopt.records import GroupLayout, Layout, Pack
+
+_PADDED = "padded"
+"""Key of a layout's plans: the layout with padding behind."""
 
 
 class PackedModel:
@@ -79,7 +83,7 @@ class PackedModel:
         """Return hidden states (1, T, H), or (R, T, H) for a pack of rows, which go side by side as one row."""
         self._check_attached("logprobs")
         if pack.layout is not None:
-            hidden = self._causal.shared_hidden(pack.tokens, pack.position, pack.layout)
+            hidden = self._causal.shared_hidden(*self._of_a_size_that_repeats(pack, pack.layout))
         else:
             real = (torch.ones_like(pack.tokens) if pack.mask is None else pack.mask).bool()
             layout = _layout_of_rows(real)
@@ -88,6 +92,17 @@ class PackedModel:
         if hidden.requires_grad:
             hidden.register_hook(self._check_backward)
         return hidden
+
+    def _of_a_size_that_repeats(self, pack: Pack, layout: Layout) -> tuple[Tensor, Tensor, Layout]:
+        """Return the pack's tokens, positions and layout; where new sizes are slow, with a prompt of padding behind."""
+        extra = rounded(layout.tokens) - layout.tokens
+        if not extra or not compiles_by_shape(pack.tokens.device, self.head_weight.dtype):
+            return pack.tokens, pack.position, layout
+        if _PADDED not in layout.plans:
+            layout.plans[_PADDED] = Layout((*layout.groups, GroupLayout(layout.tokens, extra, ())))
+        behind = torch.arange(extra)[None]
+        tokens = torch.cat([pack.tokens, torch.zeros_like(behind)], 1)
+        return tokens, torch.cat([pack.position, behind], 1), layout.plans[_PADDED]
 
     def _row(self, pack: Pack, row: int) -> Tensor:
         """Return hidden states (1, T, H) of one row, computed without its padding."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prefopt.data.pack import only
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
@@ -49,8 +50,8 @@ def run_step(
     """Compute the loss of a step and add its gradients to the policy's parameters.
 
     The step's loss is sum(loss) / sum(weight) over all packs, whatever they are. A loss whose statistics are taken
-    over the step sees all its completions at once: a first pass without gradient gives d loss / d log-prob, a second
-    one carries it back through the model. A step of one pack needs no second pass.
+    over the step sees all of it before any gradient: what its statistic needs is scored first, without one. A step
+    of one pack needs no second pass.
 
     Args:
         policy: the model in training, attached.
@@ -60,8 +61,9 @@ def run_step(
         backward: called with a scalar for each pack; what it adds to the gradients must be linear in it.
         autocast: wraps every forward pass, and no backward pass.
     """
-    if loss.statistics == "step" and len(packs) > 1:
-        return _two_passes(policy, reference, loss, packs, backward, autocast)
+    if len(packs) > 1 and loss.statistics != "none":
+        passes = _mismatched_first if loss.statistics == "mismatched" else _all_first
+        return passes(policy, reference, loss, packs, backward, autocast)
     weight = sum(_weight(loss, pack) for pack in packs)
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
     for pack in packs:
@@ -103,7 +105,7 @@ def sequences(packs: Sequence[Pack], scored: Sequence[Scored]) -> SequenceLogpro
     )
 
 
-def _two_passes(
+def _all_first(
     policy: PackedModel,
     reference: Reference,
     loss: Loss,
@@ -111,6 +113,7 @@ def _two_passes(
     backward: Callable[[Tensor], object],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> StepResult:
+    """Score every completion, which gives d loss / d log-prob, and carry that back through the model pack by pack."""
     with torch.no_grad(), autocast():
         scored = [Scored(policy.logprobs(pack), reference.logprobs(pack)) for pack in packs]
     leaves = [Scored(s.policy.detach().requires_grad_(), s.reference) for s in scored]
@@ -120,13 +123,71 @@ def _two_passes(
     mean = output.loss.sum() / weight
     upstream = torch.autograd.grad(mean, [s.policy for s in leaves], allow_unused=True)
     for pack, gradient in zip(packs, upstream, strict=True):
-        # A pack whose completions all have gradient zero (mismatched ones only) needs no pass of its own.
         if gradient is not None and bool(gradient.any()):
             with autocast():
                 logprobs = policy.logprobs(pack)
             backward((logprobs * gradient).sum())
-    seqs = _detached(seqs)
-    return StepResult(float(mean.detach()), weight, preference_metrics(seqs, output), _widest_log_ratio(seqs))
+    return _result(loss, _detached(seqs))
+
+
+def _mismatched_first(
+    policy: PackedModel,
+    reference: Reference,
+    loss: Loss,
+    packs: Sequence[Pack],
+    backward: Callable[[Tensor], object],
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> StepResult:
+    """Score the mismatched completions, then run every pack's examples beside all the mismatched ones of the step.
+
+    Neither pass computes the other's completions; the reference is computed once for both.
+    """
+    values: list[Scored] = []
+    for pack in packs:
+        with torch.no_grad(), autocast():
+            frozen = reference.logprobs(pack)
+            found = torch.zeros(pack.num_sequences, device=pack.length.device)
+            if (others := pack.mismatched.unique()).numel():
+                scored = policy.logprobs(only(pack, others))
+                found = found.to(scored.dtype).index_copy(0, others, scored)
+        values.append(Scored(found, frozen))
+    step = sequences(packs, values)
+    weight = float(loss(step).weight.sum())
+    for index, pack in enumerate(packs):
+        if (own := pack.labelled.unique()).numel():
+            with autocast():
+                logprobs = policy.logprobs(only(pack, own))
+            frozen = values[index].reference
+            backward(loss(_beside_mismatched(pack, own, logprobs, frozen, step)).loss.sum() / weight)
+            found = values[index].policy.to(logprobs.dtype).index_copy(0, own, logprobs.detach())
+            values[index] = Scored(found, frozen)
+    return _result(loss, sequences(packs, values))
+
+
+def _beside_mismatched(
+    pack: Pack, own: Tensor, logprobs: Tensor, frozen: Tensor | None, step: SequenceLogprobs
+) -> SequenceLogprobs:
+    """Return the pack's labelled completions `own` (K,), with their log-probs, and the step's mismatched ones."""
+    others = step.mismatched
+    both = None if frozen is None or step.reference is None else torch.cat([frozen[own], step.reference[others]])
+    return SequenceLogprobs(
+        policy=torch.cat([logprobs, step.policy[others].to(logprobs.dtype)]),
+        reference=both,
+        length=torch.cat([pack.length[own], step.length[others]]),
+        pair=pack.pair[:0],
+        labelled=torch.searchsorted(own, pack.labelled),
+        label=pack.label,
+        mismatched=torch.arange(others.numel(), device=own.device) + own.numel(),
+    )
+
+
+@torch.no_grad()
+def _result(loss: Loss, seqs: SequenceLogprobs) -> StepResult:
+    """Return what a step came to from the log-probs of all its completions."""
+    output = loss(seqs)
+    weight = float(output.weight.sum())
+    total = float(output.loss.double().sum())
+    return StepResult(total / weight, weight, preference_metrics(seqs, output), _widest_log_ratio(seqs))
 
 
 def _weight(loss: Loss, pack: Pack) -> float:

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import assemble, build_packs, plan_packs
+from prefopt.data.pack import only
 from prefopt.errors import DataError
 from prefopt.records import Group
 
@@ -212,3 +214,25 @@ def test_a_group_without_tokens_or_with_a_wrong_index_is_refused(group, words):
 def test_a_budget_below_one_token_is_refused():
     with pytest.raises(DataError, match="token budget is 0"):
         build_packs([Group((1,), ((1,),))], token_budget=0, shared=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(group_list=st.lists(groups(), min_size=1, max_size=4), shared=st.booleans(), data=st.data())
+def test_some_completions_of_a_pack_are_the_pack_of_these_completions(group_list, shared, data):
+    pack = assemble(group_list, shared=shared)
+    every = range(pack.num_sequences)
+    kept = sorted(data.draw(st.sets(st.sampled_from(every), min_size=1)))
+    part = only(pack, torch.tensor(kept))
+
+    smaller, first = [], 0
+    for group in group_list:
+        own = tuple(c for i, c in enumerate(group.completions) if first + i in kept)
+        first += len(group.completions)
+        smaller += [Group(group.prompt, own)] if own else []
+    wanted = assemble(smaller, shared=shared)
+    assert part.layout is None or part.layout.groups == wanted.layout.groups
+    for field in fields(wanted):
+        theirs, ours = getattr(wanted, field.name), getattr(part, field.name)
+        if isinstance(theirs, torch.Tensor):
+            assert theirs.dtype == ours.dtype
+            assert torch.equal(theirs, ours), field.name

@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefopt.errors import ModelError
 from prefopt.kernels import attention, attention_plan
 from prefopt.kernels.attention import SHARED_PROMPT, register, shared_prompt_attention
+from prefopt.kernels.shapes import COUNTS, rounded
 from prefopt.records import GroupLayout, Layout
 
 Shape = Sequence[tuple[int, Sequence[int]]]
@@ -90,6 +91,24 @@ def test_every_token_sees_its_own_prompt_and_itself_evenly_and_nothing_else(shap
     allowed = brute_force_mask(shape, window).double()
     expected = allowed / allowed.sum(1, keepdim=True)
     torch.testing.assert_close(realised_mask(shape, window), expected, rtol=0, atol=1e-14)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, WINDOWS, st.booleans())
+def test_tiles_of_few_shapes_see_the_same(shape: Shape, window: int | None, sinks: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_plan, "compiles_by_shape", lambda device, dtype: True)
+        allowed = brute_force_mask(shape, window).double()
+        expected = allowed / allowed.sum(1, keepdim=True)
+        torch.testing.assert_close(realised_mask(shape, window), expected, rtol=0, atol=1e-14)
+        plan = attention_plan.build_plan(
+            layout_of(shape), heads=2, kv_heads=1, window=window, sinks=sinks, device=torch.device("cpu"),
+            dtype=torch.float64,
+        )  # fmt: skip
+    for tile in plan.tiles:
+        batch, _, _, queries, width = tile.shape
+        assert batch in COUNTS
+        assert (queries, width) == (rounded(queries), rounded(width))
 
 
 @settings(max_examples=100, deadline=None)

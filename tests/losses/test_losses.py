@@ -273,4 +273,4 @@ def test_a_completion_in_two_pairs_gets_both_gradients() -> None:
 def test_declarations_say_what_each_loss_needs() -> None:
     assert (DPO.form, DPO.statistics, DPO.needs_mismatched) == ("paired", "none", False)
     assert (IPO.form, IPO.statistics, IPO.needs_mismatched) == ("paired", "none", False)
-    assert (KTO.form, KTO.statistics, KTO.needs_mismatched) == ("unpaired", "step", True)
+    assert (KTO.form, KTO.statistics, KTO.needs_mismatched) == ("unpaired", "mismatched", True)

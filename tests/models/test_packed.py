@@ -16,7 +16,7 @@ from prefopt.errors import ModelError
 from prefopt.models.adapters import adapter_disabled
 from prefopt.models.admission import Admission
 from prefopt.models.packed import PackedModel
-from prefopt.records import Group, Pack
+from prefopt.records import Group, Layout, Pack
 from tests.models.tiny import _SIZES, FALLBACK, SHARED, VOCABULARY, InFloat64, tiny_causal_lm
 
 ROWS = Admission(shared=False, one_row=False, reason="the test says so")
@@ -184,6 +184,23 @@ def test_a_backward_pass_that_would_recompute_with_another_attention_is_refused(
         loss = packed.logprobs(pack).sum()
     with pytest.raises(ModelError, match=r"the backward pass with activation checkpointing .* inside"):
         loss.backward()
+
+
+def test_padding_to_a_size_that_repeats_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = PackedModel(tiny_causal_lm("mistral"))
+    (pack,) = build_packs(random_groups(4), token_budget=10**6, shared=True)
+    found = []
+    for pads in (False, True):
+        monkeypatch.setattr("prefopt.models.packed.compiles_by_shape", lambda device, dtype, pads=pads: pads)
+        packed.model.zero_grad()
+        with packed.attached():
+            logprobs = packed.logprobs(pack)
+            logprobs.sum().backward()
+        found.append((logprobs.detach(), gradients(packed.model)))
+    assert pack.layout is not None
+    assert any(isinstance(plan, Layout) and plan.tokens % 32 == 0 for plan in pack.layout.plans.values())
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-6, atol=1e-9)  # norms compute in float32
 
 
 @pytest.mark.parametrize("name", SHARED)

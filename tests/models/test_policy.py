@@ -1,7 +1,6 @@
-"""Load policies: where they come from, in which precision, with which adapter, and what is refused."""
+"""Load policies: where they come from, in which precision, and what is refused."""
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,145 +11,13 @@ import pytest
 import torch
 from huggingface_hub import errors as hub
 from peft import PeftModel
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
 from prefopt.errors import ModelError, RecipeError
-from prefopt.models import LoraSection, ModelConfig, ReferenceConfig, dtypes, load_policy
-from prefopt.models.adapters import adapter_changes_nothing
+from prefopt.models import dtypes, load_policy
+from tests.models.loading import copy, edit, gpt2, load
 from tests.toys import byte_tokenizer
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> str:
-        raise hub.OfflineModeIsEnabled("offline")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-
-
-def copy(model: Path, to: Path) -> Path:
-    shutil.copytree(model, to)
-    return to
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def load(*args: Any, **kwargs: Any) -> Any:
-    return load_policy(*args, **{"device": "cpu", "dtype": "float32", **kwargs})
-
-
-# ---- the adapter ----
-
-
-def test_by_default_only_a_new_adapter_trains_and_it_changes_nothing(tiny_model: Path) -> None:
-    policy, tokenizer = load(str(tiny_model))
-    assert isinstance(policy, PeftModel)
-    assert policy.training
-    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-    assert {name.split(".")[-4] for name in trained} == {
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "up_proj",
-        "gate_proj",
-        "down_proj",
-    }
-    assert adapter_changes_nothing(policy)
-    ids = tokenizer("hello", return_tensors="pt").input_ids
-    with policy.disable_adapter():
-        base = policy(ids).logits
-    assert torch.equal(policy(ids).logits, base)
-    config = policy.peft_config["default"]
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (16, 32, 0.0, "CAUSAL_LM")
-    assert config.base_model_name_or_path == str(tiny_model)
-
-
-def test_the_adapters_start_depends_on_the_seed_alone(tiny_model: Path) -> None:
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    first, _ = load(tiny_model, seed=3)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.manual_seed(2)
-    again, other = load(tiny_model, seed=3)[0], load(tiny_model, seed=4)[0]
-    weights = [{n: p for n, p in policy.named_parameters() if "lora_A" in n} for policy in (first, again, other)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
-
-
-def test_other_settings_go_through_to_peft(tiny_model: Path) -> None:
-    policy, _ = load(
-        tiny_model, lora={"r": 2, "target_modules": ["q_proj"], "use_rslora": True, "layers_to_transform": [1]}
-    )
-    config = policy.peft_config["default"]
-    assert config.use_rslora
-    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    assert len(trained) == 2
-    assert all("layers.1.self_attn.q_proj" in name for name in trained)
-
-
-def test_a_bfloat16_model_gets_a_float32_adapter_that_computes_in_bfloat16(tiny_model: Path) -> None:
-    policy, tokenizer = load(tiny_model, dtype="bfloat16")
-    assert policy.get_base_model().dtype == torch.bfloat16
-    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
-    seen: list[tuple[torch.dtype, torch.dtype]] = []
-    for name, module in policy.named_modules():
-        if name.endswith(("lora_A.default", "lora_B.default")):
-            module.register_forward_hook(lambda _, args, out: seen.append((args[0].dtype, out.dtype)))
-    loss = policy(tokenizer("hello", return_tensors="pt").input_ids).logits.float().logsumexp(-1).sum()
-    loss.backward()
-    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
-    gradients = [p.grad for name, p in policy.named_parameters() if "lora_B" in name]
-    assert all(g is not None and g.dtype == torch.float32 and bool(g.any()) for g in gradients)
-
-
-def test_a_float32_adapter_keeps_updates_that_a_bfloat16_one_loses(tiny_model: Path) -> None:
-    moved = {}
-    for dtype in ("float32", "bfloat16"):
-        policy, _ = load(tiny_model, dtype="bfloat16", lora={"dtype": dtype})
-        weight = next(p for n, p in policy.named_parameters() if "q_proj.lora_A" in n)
-        before = weight.detach().clone()
-        torch.optim.SGD([weight], lr=1.0).param_groups[0]["params"][0].grad = torch.full_like(weight, 1e-5)
-        torch.optim.SGD([weight], lr=1.0).step()
-        moved[dtype] = float((weight != before).float().mean())
-    assert moved["float32"] > 0.99
-    assert moved["bfloat16"] < 0.1
-
-
-def test_the_adapters_gradients_are_those_of_float32_arithmetic(tiny_model: Path) -> None:
-    """With a float32 base the cast is none: the same bits as PEFT's own layers give."""
-    policy, tokenizer = load(tiny_model, lora={"init_lora_weights": False})
-    ids = tokenizer("hello there", return_tensors="pt").input_ids
-    mine = policy(ids).logits
-    for module in policy.modules():
-        if type(module).__name__ == "_ComputesInInputDtype":
-            module.__class__ = torch.nn.Linear
-    assert torch.equal(policy(ids).logits, mine)
-
-
-def test_a_saved_adapter_comes_back_and_goes_on_training(tiny_model: Path, tmp_path: Path) -> None:
-    policy, tokenizer = load(tiny_model, lora={"r": 4})
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
-    policy.save_pretrained(tmp_path)
-    ids = tokenizer("hello", return_tensors="pt").input_ids
-    expected = policy(ids).logits
-    again, _ = load(tiny_model, adapter=str(tmp_path))
-    assert torch.equal(again(ids).logits, expected)
-    assert sum(p.requires_grad for p in again.parameters()) == sum(p.requires_grad for p in policy.parameters())
-    assert not adapter_changes_nothing(again)
-    frozen, _ = load(tiny_model, adapter=str(tmp_path), trainable=False)
-    assert torch.equal(frozen(ids).logits, expected)
-    assert not any(p.requires_grad for p in frozen.parameters())
-    assert not frozen.training
 
 
 def test_full_fine_tuning_trains_every_weight_in_float32(tiny_model: Path) -> None:
@@ -184,13 +51,6 @@ def test_an_unknown_device_is_a_sentence(tiny_model: Path) -> None:
 
 
 # ---- dropout ----
-
-
-def gpt2(folder: Path) -> Path:
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def test_the_models_own_dropout_is_off(tmp_path: Path) -> None:
@@ -320,15 +180,6 @@ def test_pickled_weights_are_never_loaded(tiny_model: Path, tmp_path: Path) -> N
         load(folder)
 
 
-def test_a_pickled_adapter_is_never_loaded(tiny_model: Path, tmp_path: Path) -> None:
-    policy, _ = load(tiny_model)
-    policy.save_pretrained(tmp_path)
-    torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
-    (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="never loads pickled weights"):
-        load(tiny_model, adapter=str(tmp_path))
-
-
 def test_a_model_with_code_of_its_own_needs_consent(tiny_model: Path, tmp_path: Path) -> None:
     folder = copy(tiny_model, tmp_path / "model")
     mark = tmp_path / "ran"
@@ -373,101 +224,3 @@ def test_encoders_and_encoder_decoders_are_refused(tmp_path: Path) -> None:
     T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match="is an encoder-decoder model"):
         load(tmp_path / "t5")
-
-
-def test_an_adapter_named_as_the_model_says_what_to_write(tiny_model: Path, tmp_path: Path) -> None:
-    load(tiny_model)[0].save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=rf"is an adapter, not a model: write {tiny_model} as model\.name"):
-        load(tmp_path)
-
-
-def test_an_adapter_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    load(tiny_model)[0].save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="does not fit the model"):
-        load(gpt2(tmp_path / "gpt2"), adapter=str(tmp_path / "adapter"))
-    path = tmp_path / "adapter" / "adapter_model.safetensors"
-    weights = load_file(path)
-    lost = next(iter(weights))
-    del weights[lost]
-    save_file(weights, path)
-    with pytest.raises(ModelError, match=f"1 of its weights do not match, for example {lost} is missing in it"):
-        load(tiny_model, adapter=str(tmp_path / "adapter"))
-
-
-def test_a_folder_without_a_model_or_adapter_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"it has no config\.json"):
-        load(tmp_path)
-    with pytest.raises(ModelError, match=r"not a PEFT adapter: it has no adapter_config\.json"):
-        load(tiny_model, adapter=str(tmp_path))
-
-
-def test_target_modules_that_match_nothing_are_a_sentence(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match=r"model\.lora does not fit this model"):
-        load(tiny_model, lora={"target_modules": ["nothing"]})
-
-
-# ---- the sections ----
-
-
-def test_unknown_options_name_the_nearest_one() -> None:
-    with pytest.raises(RecipeError, match=r"'dtpye' is no setting of a model.*did you mean 'dtype'"):
-        load_policy("x", dtpye="float32")
-    with pytest.raises(RecipeError, match=r"model\.dtype"):
-        load_policy("x", dtype="int3")
-
-
-@pytest.mark.parametrize(
-    ("section", "said"),
-    [
-        ({"rank": 3}, "'rank' is neither one of r, alpha"),
-        ({"use_rslroa": True}, "did you mean 'use_rslora'"),
-        ({"lora_alpha": 3}, "'lora_alpha' is called 'alpha' here"),
-        ({"task_type": "CAUSAL_LM"}, "'task_type' is neither"),
-        ({"r": 0}, "greater than or equal to 1"),
-        ({"dropout": 1.0}, "less than 1"),
-        ({"dtype": "float16"}, "'auto', 'bfloat16' or 'float32'"),
-    ],
-)
-def test_a_wrong_lora_section_says_what_is_wrong(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        LoraSection.model_validate(section)
-
-
-def test_an_adapter_excludes_settings_for_a_new_one_but_not_its_dtype() -> None:
-    with pytest.raises(ValidationError, match="brings its own settings"):
-        ModelConfig.model_validate({"name": "x", "adapter": "y", "lora": {"r": 4}})
-    with pytest.raises(ValidationError, match="leave one out"):
-        ModelConfig.model_validate({"name": "x", "adapter": "y", "lora": None})
-    kept = ModelConfig.model_validate({"name": "x", "adapter": "y", "lora": {"dtype": "bfloat16"}})
-    assert ModelConfig.model_validate(kept.model_dump()) == kept
-
-
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        ("auto", "auto"),
-        ("none", "none"),
-        (None, "none"),
-        ("adapter_off", "adapter_off"),
-        ({"model": "x", "dtype": "bfloat16"}, "model"),
-        ({}, "auto"),
-    ],
-)
-def test_a_reference_is_a_word_or_a_model(value: Any, kind: str) -> None:
-    config = ReferenceConfig.model_validate(value)
-    assert config.kind == kind
-    assert ReferenceConfig.model_validate(config.model_dump()) == config
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("adapteroff", "did you mean 'adapter_off'"),
-        ({"kind": "model"}, "needs the model's name"),
-        ({"kind": "none", "model": "x"}, "model belong to a reference of kind 'model'"),
-        ({"modle": "x"}, "modle"),
-    ],
-)
-def test_a_wrong_reference_says_what_is_wrong(value: Any, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        ReferenceConfig.model_validate(value)

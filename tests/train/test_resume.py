@@ -14,6 +14,9 @@ import pytest
 
 from prefopt.train.callbacks import read_metrics
 from tests.toys import pair_rows, write_rows
+from tests.train.killed import POINTS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = """
 model: {{name: {model}, dtype: float32, lora: {{r: 4, alpha: 8}}}}
@@ -32,7 +35,7 @@ train:
   bf16: false
 """
 
-EPOCHS = {"dpo": 2, "kto": 0.8}  # about as many steps: labels are twice as many examples as pairs
+EPOCHS = {"dpo": 2, "kto": 1.2}  # past an epoch's end; labels are twice as many examples as pairs
 
 
 def recipe_for(folder: Path, model: Path, loss: str, run: str) -> Path:
@@ -63,15 +66,13 @@ def losses(run: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
 
 
-def kill_when(process: subprocess.Popen[bytes], condition) -> bool:
-    """SIGKILL the process once `condition()` holds; False when it ended before."""
-    while process.poll() is None:
-        if condition():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    return False
+def kill(recipe: Path, point: str, number: int) -> bool:
+    """Run, or go on, until the process kills itself at that point; False when it ended without reaching it."""
+    resumes = ["--resume"] if (recipe.parent / recipe.stem).exists() else []
+    module = [sys.executable, "-m", "tests.train.killed", point, str(number), "train", str(recipe), *resumes]
+    done = subprocess.run(module, capture_output=True, text=True, env=environment(), timeout=300, cwd=ROOT)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
 
 
 @pytest.fixture(scope="module", params=["dpo", "kto"])
@@ -88,24 +89,33 @@ def test_a_run_killed_mid_step_and_mid_checkpoint_ends_with_the_same_bits(uninte
     draw = random.Random(seed)
     recipe = recipe_for(whole.parent, tiny_model, loss, f"killed-{seed}")
     run = whole.parent / f"killed-{seed}"
-    total = max(losses(whole))
 
-    at_step = draw.randint(3, total - 3)
-    process = subprocess.Popen(command(recipe), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert kill_when(process, lambda: max(losses(run), default=0) >= at_step), "the run ended before the kill"
-
-    # Now inside the writing of a checkpoint: the folder that is being filled exists, the whole one does not yet.
-    process = subprocess.Popen(
-        command(recipe, "--resume"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    kill_when(process, lambda: any(run.glob(".writing-checkpoint-*/*/*")))
+    assert kill(recipe, draw.choice(["backward", "optimizer step"]), draw.randint(4, 8))
+    assert kill(recipe, draw.choice(["saving a file", "sync", "rename"]), draw.randint(1, 3))
+    assert list(run.glob(".writing-checkpoint-*")), "the kill hit inside a checkpoint, which it left unfinished"
     finish(recipe, "--resume")
 
     assert weights(run) == weights(whole)
     assert losses(run) == losses(whole), "every step is logged once, with the loss of the uninterrupted run"
 
 
-@pytest.mark.parametrize("uninterrupted", ["dpo"], indirect=True)
+@pytest.mark.soak
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(uninterrupted, tiny_model: Path, point: str) -> None:
+    """Kill at the first, second, third ... time that each start reaches the point, until one start ends the run."""
+    loss, whole = uninterrupted
+    name = f"killed-at-{point.replace(' ', '-')}"
+    recipe = recipe_for(whole.parent, tiny_model, loss, name)
+    kills = 0
+    while kill(recipe, point, kills + 1):
+        kills += 1
+        assert kills < 60
+    print(f"{loss}: {kills} kills at '{point}'")
+    assert kills >= 3
+    assert weights(whole.parent / name) == weights(whole)
+    assert losses(whole.parent / name) == losses(whole)
+
+
 def test_a_torn_checkpoint_is_skipped_with_a_warning_and_the_bits_are_the_same(uninterrupted, tiny_model: Path) -> None:
     loss, whole = uninterrupted
     recipe = recipe_for(whole.parent, tiny_model, loss, "torn")
@@ -121,7 +131,6 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning_and_the_bits_are_the_same(u
     assert weights(run) == weights(whole)
 
 
-@pytest.mark.parametrize("uninterrupted", ["dpo"], indirect=True)
 def test_a_run_resumes_only_with_the_recipe_it_began_with(uninterrupted, tiny_model: Path) -> None:
     loss, whole = uninterrupted
     recipe = recipe_for(whole.parent, tiny_model, loss, "whole")

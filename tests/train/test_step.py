@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from prefopt.data import Example, PreferenceData, StepPlan, build_packs
-from prefopt.losses import build
+from prefopt.losses import Loss, build
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
-from prefopt.records import Group
+from prefopt.records import Group, LossOutput
 from prefopt.train.step import run_step
 from tests.models.tiny import SHARED, VOCABULARY, InFloat64, tiny_causal_lm
 
@@ -58,9 +58,9 @@ def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
     return PreferenceData(form, examples)
 
 
-def step(policy: PackedModel, name: str, packs) -> tuple[float, dict[str, float], torch.Tensor]:
+def step(policy: PackedModel, loss: str | Loss, packs) -> tuple[float, dict[str, float], torch.Tensor]:
     """Run one step; return its loss, its metrics and all gradients as one vector."""
-    loss = build(name, beta=0.5)
+    loss = build(loss, beta=0.5) if isinstance(loss, str) else loss
     reference = build_reference("adapter_off", policy, needed=True)
     policy.model.zero_grad()
     policy.model.train()
@@ -153,3 +153,50 @@ def test_duplicate_examples_are_computed_once_and_counted_twice(policy) -> None:
     assert loss == pytest.approx(sum(s[0] for s in single) / 4, rel=1e-9)
     expected = sum(s[2] for s in single) / 4
     assert (gradients - expected).norm() <= 1e-9 * expected.norm()
+
+
+def test_mismatched_completions_are_scored_alone_and_never_with_a_gradient(policy, monkeypatch) -> None:
+    data = draw_examples(7, 6, "unpaired")
+    packs = build_packs(all_groups(data, build("kto")), token_budget=30, shared=True)
+    assert len(packs) > 1
+    computed: dict[bool, list[int]] = {True: [], False: []}  # with a gradient? -> completions of each pass
+    own = policy.logprobs
+
+    def counted(pack, reduction="sum"):
+        computed[torch.is_grad_enabled()].append(pack.num_sequences)
+        return own(pack, reduction=reduction)
+
+    monkeypatch.setattr(policy, "logprobs", counted)
+    step(policy, "kto", packs)
+    examples = [pack.labelled.unique().numel() for pack in packs]
+    mismatched = [pack.mismatched.unique().numel() for pack in packs]
+    assert computed[True] == [n for n in examples if n]
+    # The reference is the policy with its adapter off, and goes through the same method: whole packs.
+    assert sorted(computed[False]) == sorted([n for n in mismatched if n] + [pack.num_sequences for pack in packs])
+
+
+class Centred(Loss):
+    """A loss that needs the whole step: every completion's log-ratio against the mean of all of them."""
+
+    name = "centred"
+    form = "unpaired"
+    statistics = "step"
+
+    def __init__(self, *, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, seqs):
+        log_ratio = self.log_ratio(seqs)
+        loss = (log_ratio[seqs.labelled] - log_ratio[seqs.labelled].mean()).square()
+        return LossOutput(loss=loss, weight=torch.ones_like(loss), reward=self.beta * log_ratio.detach())
+
+
+@pytest.mark.parametrize("budget", [1, 40])
+def test_a_statistic_over_the_whole_step_does_not_depend_on_packs(policy, budget) -> None:
+    data = draw_examples(11, 6, "unpaired")
+    groups = all_groups(data, Centred())
+    whole = step(policy, Centred(), build_packs(groups, token_budget=10**6, shared=True))
+    cut = step(policy, Centred(), build_packs(groups, token_budget=budget, shared=True))
+    assert cut[0] == pytest.approx(whole[0], rel=1e-9)
+    assert (cut[2] - whole[2]).norm() <= 1e-9 * whole[2].norm()

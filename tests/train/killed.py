@@ -1,0 +1,49 @@
+"""`python -m tests.train.killed POINT N ARGUMENTS`: prefopt with SIGKILL at the N-th time that it reaches POINT.
+
+A kill that is aimed from outside hits where the clock lets it; this one hits where it is meant to, and is as final:
+nothing of the process runs after it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "backward": (torch.Tensor, "backward"),
+    "optimizer step": (torch.optim.AdamW, "step"),
+    "saving a file": (torch, "save"),
+    "sync": (os, "fsync"),
+    "rename": (Path, "rename"),
+}
+"""What can be reached -> the function that is entered there. The last three are inside the writing of a checkpoint."""
+
+
+def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, of which the given call does its work by half: the process ends when it is entered."""
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+if __name__ == "__main__":
+    point, number, *arguments = sys.argv[1:]
+    owner, name = POINTS[point]
+    setattr(owner, name, killed_at(int(number), getattr(owner, name)))
+    sys.argv = ["prefopt", *arguments]
+    from prefopt.cli import main
+
+    main()
