@@ -21,7 +21,7 @@ from prefopt.report import write_report
 from prefopt.workflow import INPUTS, RunResult, load_held_out, load_run, train_run
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-STEPS = 30
+STEPS = 60
 CLEAR_EDGES = (3.0, 3.5, 4.0, 4.5, 8.0)
 GAP_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)
 
@@ -44,7 +44,7 @@ def run_demo(output: Path, *, steps: int | None = None, console: Console | None 
 
     Args:
         output: the run directory, new or empty.
-        steps: optimizer steps of 32 pairs.
+        steps: optimizer steps of 16 pairs.
         console: where progress and results are shown.
 
     Raises:
@@ -73,7 +73,7 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
             "loss": {"name": "dpo", "beta": 0.1},
             "train": {
                 "output_dir": output,
-                "examples_per_step": 32,
+                "examples_per_step": 16,
                 "token_budget": 4096,
                 "max_steps": steps,
                 "learning_rate": 5e-4,
