@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from prefopt import environment
 from prefopt.data import PreferenceData, load_preferences
+from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.eval import PairEvaluation, evaluate_pairs
 from prefopt.models import load_policy
@@ -255,13 +256,14 @@ def eval_pairs_run(
 
     Raises:
         RecipeError: there is no data to measure on.
-        DataError: the data has no pairs.
+        DataError: the data is missing, or has no pairs.
     """
     is_run = run_or_recipe.is_dir()
     recipe = _run_recipe(run_or_recipe) if is_run else load_recipe(run_or_recipe)
     source = data or recipe.data.eval
     if source is None:
         raise RecipeError(f"{run_or_recipe} names no data.eval to measure on; give pairs by --data FILE.")
+    open_sources(source, recipe.data)  # a missing file is told before a model loads
     if is_run:
         model, tokenizer, _ = load_run(run_or_recipe)
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,7 +43,11 @@ def inspect(
     """
     from prefopt.data.inspection import inspect_lines, inspect_source
 
-    loaded = None if tokenizer is None else _tokenizer(tokenizer)
+    loaded = None
+    if tokenizer is not None:
+        from prefopt.models.tokenizer import tokenizer_of
+
+        loaded = tokenizer_of(tokenizer)
     inspection = inspect_source(
         source,
         loaded,
@@ -66,22 +68,6 @@ def inspect(
         for name, text in (("prompt", row.prompt), *row.completions):
             console.print(f"[bold]{name}[/]")
             console.print(text, markup=False, highlight=False)
-
-
-def _tokenizer(name: str) -> Any:
-    """Load a tokenizer alone: from any directory that has one, or from where the model of that name is found."""
-    from huggingface_hub import constants
-
-    from prefopt.models.config import ModelConfig
-    from prefopt.models.source import Source, find_model
-    from prefopt.models.tokenizer import load_tokenizer
-
-    if Path(name).is_dir():
-        source = Source(name, Path(name))
-    else:
-        cache = Path(constants.HF_HOME) / "prefopt"
-        source = find_model(name, revision=None, remote_code=False, dtype="bfloat16", cache=cache)
-    return load_tokenizer(ModelConfig(name=name), source, rows=sys.maxsize)  # no embedding to compare with
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

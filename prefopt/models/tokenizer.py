@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from prefopt.errors import ModelError
 from prefopt.models.config import ModelConfig
-from prefopt.models.source import Source, find_folder
+from prefopt.models.source import Source, find_folder, find_model
 
 _SPARE = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "[UNK]")
 """Tokens that models carry and no text contains, in the order in which they make a good padding token."""
+
+
+def tokenizer_of(name: str) -> Any:
+    """Return the tokenizer of a model alone: from a directory that has one, or from where the model is found.
+
+    Raises:
+        ModelError: as `load_tokenizer`, or when there is no model of that name.
+    """
+    if Path(name).is_dir():
+        source = Source(name, Path(name))
+    else:
+        cache = Path(constants.HF_HOME) / "prefopt"
+        source = find_model(name, revision=None, remote_code=False, dtype="bfloat16", cache=cache)
+    return load_tokenizer(ModelConfig(name=name), source, rows=sys.maxsize)  # no embedding to compare with
 
 
 def load_tokenizer(config: ModelConfig, source: Source, rows: int) -> Any:

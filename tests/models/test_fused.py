@@ -127,3 +127,16 @@ def test_under_autocast_the_layers_compute_as_their_own() -> None:
         plain = model(torch.tensor([[5, 6, 7]])).logits
         with fused(model):
             torch.testing.assert_close(model(torch.tensor([[5, 6, 7]])).logits, plain, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model = with_lora("llama")
+    plain = output_and_gradients(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.train()
+    with fused(model):
+        within = output_and_gradients(model)
+    for ours, theirs in zip(within, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

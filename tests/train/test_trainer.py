@@ -169,3 +169,17 @@ def test_a_run_directory_holds_everything_and_loads_again(tmp_path: Path, tiny_m
     again = eval_pairs_run(run)
     assert again.metrics.margin.value == pytest.approx(result.after.metrics.margin.value, abs=1e-5)
     assert again.metrics.margin.value > 0
+
+
+def test_missing_pairs_are_told_before_a_model_loads(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt import workflow
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(workflow, "load_policy", refuse)
+    path = recipe(tmp_path, tiny_model, tmp_path / "run")
+    with pytest.raises(DataError, match=r"absent\.jsonl is missing"):
+        workflow.eval_pairs_run(path, data=str(tmp_path / "absent.jsonl"))
