@@ -27,8 +27,8 @@ ROTATE = "apply_rotary_pos_emb"
 def fused(model: nn.Module) -> Iterator[None]:
     """Within, the model keeps less for the backward pass and passes over memory less often.
 
-    Plain LoRA layers are replaced, and on a CPU Llama's kind of RMS norm and of rotation, each after it was tried
-    beside ours. Classes, hooks and weights stay as they are, and afterwards nothing is left behind.
+    Plain LoRA layers are replaced, and on a CPU Llama's kind of RMS norm and of rotation, once tried beside ours.
+    Classes, hooks and weights stay as they are, and afterwards nothing is left behind.
     """
     replaced: list[nn.Module] = []
     same: dict[type, bool] = {}

@@ -38,6 +38,18 @@ class Scored:
     reference: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What `run_step` was given."""
+
+    policy: PackedModel
+    reference: Reference
+    loss: Loss
+    packs: Sequence[Pack]
+    backward: Callable[[Tensor], object]
+    autocast: Callable[[], AbstractContextManager[object]]
+
+
 def run_step(
     policy: PackedModel,
     reference: Reference,
@@ -63,7 +75,7 @@ def run_step(
     """
     if len(packs) > 1 and loss.statistics != "none":
         passes = _mismatched_first if loss.statistics == "mismatched" else _all_first
-        return passes(policy, reference, loss, packs, backward, autocast)
+        return passes(_Step(policy, reference, loss, packs, backward, autocast))
     weight = sum(_weight(loss, pack) for pack in packs)
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
     for pack in packs:
@@ -105,63 +117,50 @@ def sequences(packs: Sequence[Pack], scored: Sequence[Scored]) -> SequenceLogpro
     )
 
 
-def _all_first(
-    policy: PackedModel,
-    reference: Reference,
-    loss: Loss,
-    packs: Sequence[Pack],
-    backward: Callable[[Tensor], object],
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> StepResult:
+def _all_first(step: _Step) -> StepResult:
     """Score every completion, which gives d loss / d log-prob, and carry that back through the model pack by pack."""
-    with torch.no_grad(), autocast():
-        scored = [Scored(policy.logprobs(pack), reference.logprobs(pack)) for pack in packs]
+    with torch.no_grad(), step.autocast():
+        scored = [Scored(step.policy.logprobs(pack), step.reference.logprobs(pack)) for pack in step.packs]
     leaves = [Scored(s.policy.detach().requires_grad_(), s.reference) for s in scored]
-    seqs = sequences(packs, leaves)
-    output = loss(seqs)
+    seqs = sequences(step.packs, leaves)
+    output = step.loss(seqs)
     weight = float(output.weight.sum())
     mean = output.loss.sum() / weight
     upstream = torch.autograd.grad(mean, [s.policy for s in leaves], allow_unused=True)
-    for pack, gradient in zip(packs, upstream, strict=True):
+    for pack, gradient in zip(step.packs, upstream, strict=True):
         if gradient is not None and bool(gradient.any()):
-            with autocast():
-                logprobs = policy.logprobs(pack)
-            backward((logprobs * gradient).sum())
-    return _result(loss, _detached(seqs))
+            with step.autocast():
+                logprobs = step.policy.logprobs(pack)
+            step.backward((logprobs * gradient).sum())
+    return _result(output, _detached(seqs))
 
 
-def _mismatched_first(
-    policy: PackedModel,
-    reference: Reference,
-    loss: Loss,
-    packs: Sequence[Pack],
-    backward: Callable[[Tensor], object],
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> StepResult:
+def _mismatched_first(step: _Step) -> StepResult:
     """Score the mismatched completions, then run every pack's examples beside all the mismatched ones of the step.
 
     Neither pass computes the other's completions; the reference is computed once for both.
     """
     values: list[Scored] = []
-    for pack in packs:
-        with torch.no_grad(), autocast():
-            frozen = reference.logprobs(pack)
+    for pack in step.packs:
+        with torch.no_grad(), step.autocast():
+            frozen = step.reference.logprobs(pack)
             found = torch.zeros(pack.num_sequences, device=pack.length.device)
             if (others := pack.mismatched.unique()).numel():
-                scored = policy.logprobs(only(pack, others))
+                scored = step.policy.logprobs(only(pack, others))
                 found = found.to(scored.dtype).index_copy(0, others, scored)
         values.append(Scored(found, frozen))
-    step = sequences(packs, values)
-    weight = float(loss(step).weight.sum())
-    for index, pack in enumerate(packs):
+    whole = sequences(step.packs, values)
+    weight = float(step.loss(whole).weight.sum())
+    for index, pack in enumerate(step.packs):
         if (own := pack.labelled.unique()).numel():
-            with autocast():
-                logprobs = policy.logprobs(only(pack, own))
+            with step.autocast():
+                logprobs = step.policy.logprobs(only(pack, own))
             frozen = values[index].reference
-            backward(loss(_beside_mismatched(pack, own, logprobs, frozen, step)).loss.sum() / weight)
+            step.backward(step.loss(_beside_mismatched(pack, own, logprobs, frozen, whole)).loss.sum() / weight)
             found = values[index].policy.to(logprobs.dtype).index_copy(0, own, logprobs.detach())
             values[index] = Scored(found, frozen)
-    return _result(loss, sequences(packs, values))
+    seqs = sequences(step.packs, values)
+    return _result(step.loss(seqs), seqs)
 
 
 def _beside_mismatched(
@@ -182,9 +181,8 @@ def _beside_mismatched(
 
 
 @torch.no_grad()
-def _result(loss: Loss, seqs: SequenceLogprobs) -> StepResult:
-    """Return what a step came to from the log-probs of all its completions."""
-    output = loss(seqs)
+def _result(output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
+    """Return what a step came to from the log-probs of all its completions and their loss."""
     weight = float(output.weight.sum())
     total = float(output.loss.double().sum())
     return StepResult(total / weight, weight, preference_metrics(seqs, output), _widest_log_ratio(seqs))

@@ -26,7 +26,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 
 
 def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function`, of which the given call does its work by half: the process ends when it is entered."""
+    """Return `function`, whose call of this number ends the process before it does anything."""
     calls = 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
