@@ -31,7 +31,7 @@ sys.path.insert(0, str(HERE))  # the parts lie beside this file, however it is s
 
 from paired import workload  # noqa: E402  (after the path above)
 
-TRL_VARIANTS = ("bf16", "autocast", "bf16-autocast")
+TRL_VARIANTS = ("default", "autocast", "bf16", "bf16-autocast")
 COMPARISONS = {"complete": False, "training part": True}
 """Name -> are the references computed beforehand?"""
 TOLERANCE = 1e-3
@@ -201,6 +201,7 @@ class Bench:
             "wall_seconds": {"ours": spread([r["wall_seconds"] for r in ours]),
                              "trl": spread([r["wall_seconds"] for r in trl])},
             "speed_ratio": paired_ratio(ours, trl, "pairs_per_second"),
+            "machine_flops": {"ours": spread([r["machine"] for r in ours]), "trl": spread([r["machine"] for r in trl])},
             "memory_ratio": paired_ratio(ours, trl, "max_rss"),
             "wall_ratio": paired_ratio(trl, ours, "wall_seconds"),
             "flops": {k: share[k] for k in ("flops_per_step", "achieved_flops", "matmul_flops", "share")},
@@ -220,7 +221,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     first = result["first"]
     print(
         f"    {name:18} {result['pairs_per_second']:7.3f} pairs/s  {result['max_rss'] / MIB:7.0f} MiB  "
-        f"{result['wall_seconds']:6.1f} s  loss {first['loss']:.4f}  grad norm {first['grad_norm']:.4f}",
+        f"{result['wall_seconds']:6.1f} s  loss {first['loss']:.4f}  grad norm {first['grad_norm']:.4f}  "
+        f"machine {result['machine'] / 1e9:.0f} GFLOP/s",
         flush=True,
     )
 

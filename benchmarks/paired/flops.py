@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -124,3 +125,14 @@ def ceiling(shapes: Counter[Shape]) -> tuple[float, dict[str, float]]:
         rates[f"{shape.rows}x{shape.inner}x{shape.columns}"] = shape.flops / best
         ideal += best * times
     return sum(shape.flops * times for shape, times in shapes.items()) / ideal, rates
+
+
+def machine_rate(config: Any) -> float:
+    """Return the FLOP/s that bf16 products of an MLP's shapes reach right now: how much of the machine there is.
+
+    Other tenants of the processor slow matrix units by a factor of three within minutes; a ratio of two processes
+    means something where this was about the same for both.
+    """
+    rows, hidden, inner = 1024, config.hidden_size, config.intermediate_size
+    both = Counter({Shape(rows, hidden, inner): 1, Shape(rows, inner, hidden): 1})
+    return ceiling(both)[0]

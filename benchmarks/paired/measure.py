@@ -21,7 +21,7 @@ class Job:
     side: str
     """`ours` or `trl`."""
     variant: str
-    """TRL: `autocast`, `bf16` or `bf16-autocast`; ours: `default`; both: `float32`."""
+    """TRL: `default`, `autocast`, `bf16` or `bf16-autocast`; ours: `default`; both: `float32`."""
     precomputed: bool
     """References computed before the clock starts."""
     model: str

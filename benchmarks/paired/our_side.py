@@ -17,6 +17,7 @@ from prefopt.models.references import Reference, build_reference
 from prefopt.records import Pack
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 
+from .flops import ceiling, count, machine_rate
 from .measure import Clock, Job, common_arguments, outcome, peak_rss, start_adapter
 from .workload import fingerprint
 
@@ -93,8 +94,6 @@ def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
 
 def measured_share(job: Job, trainer: PreferenceTrainer, seconds: list[float]) -> dict[str, Any]:
     """Return the FLOP/s of the measured steps and what bf16 products of the layers' shapes reach right now."""
-    from .flops import ceiling, count
-
     steps = list(trainer.get_train_dataloader())[job.warmup : job.total_steps]
     config = trainer.model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -139,4 +138,5 @@ def run(job: Job) -> dict[str, Any]:
         trainer.train()
     peak = peak_rss()
     share = measured_share(job, trainer, clock.seconds(job.warmup)) if job.ceiling else {}
-    return outcome(job, clock, ids, peak_rss=peak, admission=trainer.packed.admission.reason, **share)
+    machine = machine_rate(trainer.model.config)
+    return outcome(job, clock, ids, peak_rss=peak, machine=machine, admission=trainer.packed.admission.reason, **share)

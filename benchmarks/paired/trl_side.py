@@ -14,7 +14,9 @@ from .measure import Clock, Job, common_arguments, outcome, peak_rss, start_adap
 from .workload import fingerprint
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    # TRL's own defaults for a model given by name: weights in float32, bf16 autocast.
+    # TRL's own defaults for a model given by name: weights in float32, bf16 autocast, activation checkpointing.
+    "default": {"dtype": "float32", "bf16": True, "checkpointing": True},
+    # The same without recomputing activations: faster, larger.
     "autocast": {"dtype": "float32", "bf16": True},
     # The model loaded in bf16, as its checkpoint is; PEFT then keeps the adapter in float32.
     "bf16": {"dtype": "bfloat16", "bf16": False},
@@ -34,7 +36,7 @@ def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer:
         train_sampling_strategy="sequential",
         model_init_kwargs={"dtype": variant["dtype"], "attn_implementation": "sdpa"},
         bf16=variant["bf16"],
-        gradient_checkpointing=False,
+        gradient_checkpointing=variant.get("checkpointing", False),
         beta=job.beta,
         max_length=None,
         precompute_ref_log_probs=job.precomputed,
@@ -61,4 +63,7 @@ def run(job: Job) -> dict[str, Any]:
     rows = trainer.train_dataset
     ids = fingerprint((row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows)
     trainer.train()
-    return outcome(job, clock, ids, peak_rss=peak_rss(), attention=trainer.model.config._attn_implementation)
+    peak, config = peak_rss(), trainer.model.config
+    from .flops import machine_rate  # here, so that prefopt's memory isn't counted as TRL's
+
+    return outcome(job, clock, ids, peak_rss=peak, machine=machine_rate(config), attention=config._attn_implementation)
