@@ -8,6 +8,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests are small: more threads than this cost time. Nothing in them needs the network.
+# Triton's kernels run a second time round, in its interpreter, which can't be switched on for a part of a process.
 TEST_ENV := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help demo test soak lint format setup clean
@@ -25,7 +26,8 @@ demo: $(VENV)/.stamp-run
 	$(BIN)/prefopt demo $(DEMO_ARGS)
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not soak and not triton" $(PYTEST_ARGS)
+	$(TEST_ENV) TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "triton and not soak" tests/kernels $(PYTEST_ARGS)
 
 soak: $(VENV)/.stamp-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)

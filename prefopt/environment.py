@@ -132,7 +132,7 @@ def _triton(description: Mapping[str, Any], cuda: list[Mapping[str, Any]]) -> Ca
         "Triton",
         description["triton"] and bool(able),
         detail,
-        "Log-probs are computed by the torch backend, in tiles, as this version does everywhere.",
+        "Log-probs are computed by the torch backend, in tiles: exact, and slower than kernels on a GPU.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,9 @@ def doctor(
 
     facts = describe()
     found = capabilities(facts)
+    backend = _logprob_backend(facts)
     if as_json:
-        print_json({**facts, "capabilities": [asdict(capability) for capability in found]})
+        print_json({**facts, "capabilities": [asdict(capability) for capability in found], "logprobs": backend})
         return
     console = results()
     memory = facts["memory_gib"]
@@ -38,5 +39,19 @@ def doctor(
         cost = "" if capability.available else capability.cost_of_absence
         table.add_row(capability.name, here, escape(capability.detail), escape(cost))
     console.print(table)
+    console.print(
+        f"Log-probs in bfloat16: the {backend['backend']} backend, since {backend['reason']}.", highlight=False
+    )
     versions = (f"{name} {version}" for name, version in facts["packages"].items())
     console.print(", ".join(versions), highlight=False)
+
+
+def _logprob_backend(facts: dict[str, Any]) -> dict[str, str]:
+    """Return which backend computes log-probs on the device that a run would use, and why."""
+    import torch
+
+    from prefopt.kernels.backends import recommend
+
+    devices = facts["devices"]
+    name, reason = recommend(torch.device(devices[0]["type"] if devices else "cpu"), torch.bfloat16)
+    return {"backend": name, "reason": reason}

@@ -1,8 +1,9 @@
 """Shared-prompt attention: every completion of a row attends to its own prompt and to itself, never to a sibling.
 
-Registered with transformers under `SHARED_PROMPT`; the row's `Layout` arrives as the forward keyword `layout`. The
-products run on the tiles of `attention_plan`, and forward and backward are written out, so that between the two no
-more is kept than the gathered queries, keys and values and, where they are small, the probabilities.
+Registered with transformers under `SHARED_PROMPT`; the row's `Layout` arrives as the forward keyword `layout`. On a GPU
+FlexAttention computes it (`flex`). Elsewhere the products run on the tiles of `attention_plan`, and forward and
+backward are written out, so that between the two no more is kept than the gathered queries, keys and values and, where
+they are small, the probabilities.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from prefopt.errors import ModelError
+from prefopt.kernels import flex
 from prefopt.kernels.attention_plan import Plan, Tile, build_plan
 from prefopt.records import Layout
 
@@ -72,20 +74,43 @@ def shared_prompt_attention(
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     layout.plans[CALLS] = layout.plans.get(CALLS, 0) + 1
-    plan = _plan(layout, query, key, sliding_window, s_aux is not None)
+    window = _window(layout, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     sinks = None if s_aux is None else s_aux.reshape(heads)
     with torch.autocast(query.device.type, enabled=False):
+        if _by_flex(query, dropout):
+            mask = _block_mask(layout, window, query.device)
+            return flex.attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks), None
+        plan = _plan(layout, query, key, window, s_aux is not None)
         out = _Attention.apply(
             *(x.squeeze(0).transpose(0, 1) for x in (query, key, value)), sinks, plan, scale, softcap, float(dropout)
         )
     return out.unsqueeze(0), None
 
 
+def _window(layout: Layout, window: int | None) -> int | None:
+    """Return the window, or None where it reaches every position of the row."""
+    longest = max(g.prompt + max(g.completions, default=0) for g in layout.groups)
+    return None if window is None or window >= longest else window
+
+
+def _by_flex(query: Tensor, dropout: float) -> bool:
+    """Whether FlexAttention computes it: on a GPU, but not with dropout or in float64."""
+    if query.device.type != "cuda" or dropout > 0 or query.dtype == torch.float64:
+        return False
+    return not flex.unavailable(query.device)
+
+
+def _block_mask(layout: Layout, window: int | None, device: torch.device) -> Any:
+    """Return the layout's block mask, made at the first call for a pack and kept with its layout."""
+    name = ("flex", window, device)
+    if name not in layout.plans:
+        layout.plans[name] = flex.build_block_mask(layout, window, device)
+    return layout.plans[name]
+
+
 def _plan(layout: Layout, query: Tensor, key: Tensor, window: int | None, sinks: bool) -> Plan:
     """Return the layout's plan for such layers, made at the first call for a pack and kept with its layout."""
-    longest = max(g.prompt + max(g.completions, default=0) for g in layout.groups)
-    window = None if window is None or window >= longest else window
     heads, kv_heads = query.shape[1], key.shape[1]
     name = ("attention", heads, kv_heads, window, sinks, query.device, query.dtype)
     if name not in layout.plans:

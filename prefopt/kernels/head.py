@@ -39,7 +39,7 @@ class TokenScores(NamedTuple):
     miss: Tensor
     """`1 - p(target)`."""
     top: Tensor
-    """The largest logit of the others; the lowest finite number when there are none."""
+    """The largest logit of the others, or one a little below it; the lowest finite number when there are none."""
     total: Tensor
     """`sum of exp(z - top)` over the others."""
 
@@ -68,6 +68,9 @@ class Backend(Protocol):
         self, hidden: Tensor, target: Tensor, head: Head, scores: TokenScores, upstream: Tensor, needs: tuple[bool, ...]
     ) -> HeadGradients:
         """Carry `upstream` (N,) to those of (hidden, weight, bias) that `needs` names, recomputing the logits."""
+
+    def scale_rows(self, rows: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return each of `rows` (N, H), in the accumulation dtype, times its `factor` (N,), in `dtype`."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

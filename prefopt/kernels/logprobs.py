@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import nearest
-from prefopt.kernels import oracle
+from prefopt.kernels import backends, oracle
+from prefopt.kernels.backends import BackendName
 from prefopt.kernels.head import Backend, Head, TokenScores, accumulation_dtype
-from prefopt.kernels.tiles import TorchTiles
 
 Reduction = Literal["sum", "mean", "none"]
-BackendName = Literal["auto", "torch", "oracle"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _OPAQUE = ("Params4bit", "Int8Params", "DTensor")
@@ -52,7 +51,8 @@ def sequence_logprobs(
         softcap: the cap of Gemma 2's logits, > 0.
         logit_scale: multiplies the logits before the bias.
         reduction: "sum" or "mean" over each completion's tokens, (S,), 0 for one without tokens; "none": (N,).
-        backend: "torch" (tiles), "oracle" (naive, float64, tests only) or "auto".
+        backend: "triton" (kernels for a GPU), "torch" (tiles on any device), "oracle" (naive, float64, tests only) or
+            "auto": what `backends.recommend` says of the device.
 
     Raises:
         ValueError: a shape, dtype, device, index or option that can't be used; nothing is computed before.
@@ -60,15 +60,16 @@ def sequence_logprobs(
     """
     _check_options(num_segments, softcap, logit_scale, reduction, backend)
     _check_tensors(hidden, weight, bias, target, segment)
+    backends.check(backend, hidden.device, hidden.dtype)
     target, segment = target.long(), segment.long()
     _check_indices(target, segment, weight.shape[0], num_segments)
     head = Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
         if backend == "oracle":
             token = oracle.token_logprobs(hidden, target, head)
             result = oracle.reduce_segments(token, segment, num_segments, reduction)
         else:
-            token = token_logprobs(hidden, target, head, TorchTiles())
+            token = token_logprobs(hidden, target, head, backends.choose(backend, hidden.device, hidden.dtype))
             result = _reduce_segments(token, segment, num_segments, reduction)
     return result.to(accumulation_dtype(hidden.dtype))
 
@@ -101,7 +102,7 @@ class TokenLogprobs(torch.autograd.Function):
         if ctx.frozen_head:
             scores, direction = backend.score_with_direction(hidden, target, head)
             ctx.save_for_backward(direction)
-            ctx.dtype = hidden.dtype
+            ctx.dtype, ctx.backend = hidden.dtype, backend
         else:
             scores = backend.score(hidden, target, head)
             ctx.save_for_backward(hidden, weight, bias, target, *scores)
@@ -120,12 +121,7 @@ class TokenLogprobs(torch.autograd.Function):
         rest = (None,) * 4
         if ctx.frozen_head:
             (direction,) = ctx.saved_tensors
-            gradient = torch.empty(direction.shape, dtype=ctx.dtype, device=direction.device)
-            # Rows at a time, so that no second (N, H) in the accumulation dtype exists.
-            for start in range(0, direction.shape[0], 512):
-                rows = slice(start, start + 512)
-                gradient[rows] = direction[rows] * upstream[rows].unsqueeze(1)
-            return gradient, None, None, *rest
+            return ctx.backend.scale_rows(direction, upstream, ctx.dtype), None, None, *rest
         hidden, weight, bias, target, *kept = ctx.saved_tensors
         scale, softcap, backend = ctx.options
         scores = TokenScores(*kept)
@@ -157,11 +153,9 @@ def _check_options(num_segments: int, softcap: float | None, logit_scale: float,
     if reduction not in get_args(Reduction):
         hint = nearest(reduction, get_args(Reduction))
         raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
-    if backend == "triton":
-        raise ValueError("backend is 'triton', which this version doesn't have yet; use 'auto' or 'torch'.")
     if backend not in get_args(BackendName):
         hint = nearest(backend, get_args(BackendName))
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'torch' or 'oracle'{hint}.")
+        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'torch' or 'oracle'{hint}.")
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:

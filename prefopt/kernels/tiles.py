@@ -41,13 +41,159 @@ class Tiles:
         1 MiB of float32, which its cache holds. They depend on N alone, so that a policy and its reference agree.
         """
         if hidden.device.type != "cpu":
-            return cls(rows=2048, columns=8192, block=2048)
+            return GPU_TILE
         columns = 4096 if hidden.shape[0] > 1024 else 8192
         return cls(rows=2048, columns=columns, block=torch.get_num_threads() * (1 << 18) // columns)
 
 
+GPU_TILE = Tiles(rows=4096, columns=8192, block=4096)
+"""64 MiB in 16 bits: tall enough for the product to reach its rate, and one of our programs holds a row's columns."""
+
+
+class Workspace:
+    """The buffers that every tile reuses, and the operations on one tile."""
+
+    def __init__(self, hidden: Tensor, head: Head, tiles: Tiles) -> None:
+        vocabulary, width = head.weight.shape
+        rows, columns = max(1, min(tiles.rows, hidden.shape[0])), min(tiles.columns, vocabulary)
+        block = min(tiles.block, rows)
+        self.head, self.tiles = head, Tiles(rows, columns, block)
+        self.low = hidden.new_empty(rows * columns)
+        """The tile: logits, then exponentials, in the dtype of the products."""
+        self.products = hidden.new_empty(max(rows, columns) * width)
+        self.dtype = accumulation_dtype(hidden.dtype)
+        self.acc = hidden.new_empty(block * columns, dtype=self.dtype) if self.dtype != hidden.dtype else self.low
+        """A block in the accumulation dtype; the tile itself where that is the products' dtype."""
+        self.slope = hidden.new_empty(block * columns, dtype=self.dtype) if head.softcap is not None else None
+        """A block of `1 - tanh^2`."""
+
+    def logits(self, hidden: Tensor, columns: slice) -> Tensor:
+        """Return `h W^T` of one tile, (n, v), as the vendor's product rounds it."""
+        weight = self.head.weight[columns]
+        tile = self.low[: hidden.shape[0] * weight.shape[0]].view(hidden.shape[0], weight.shape[0])
+        return torch.mm(hidden, weight.T, out=tile)
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
+        """Add `sign * left @ right`, as the vendor's product rounds it, to `total` in the accumulation dtype."""
+        out = self.products[: left.shape[0] * right.shape[1]].view(left.shape[0], right.shape[1])
+        total.add_(torch.mm(left, right, out=out), alpha=sign)
+
+    def blocks(self, tile: Tensor, columns: slice, slopes: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Yield (rows, final logits, `1 - tanh^2` if asked and capped) of `tile`, in the accumulation dtype."""
+        head = self.head
+        for rows in slices(tile.shape[0], self.tiles.block):
+            low = tile[rows]
+            x = low if self.acc is self.low else self.acc[: low.numel()].view_as(low).copy_(low)
+            _finish(x, head, None if head.bias is None else head.bias[columns])
+            slope = None
+            if head.softcap is not None:
+                if slopes and self.slope is not None:
+                    slope = torch.mul(x, x, out=self.slope[: low.numel()].view_as(low)).neg_().add_(1)
+                x.mul_(head.softcap)
+            yield rows, x, slope
+
+    def store(self, low: Tensor, x: Tensor) -> None:
+        """Write a block `x` back over its rows of the tile, unless it is them."""
+        if self.acc is not self.low:
+            low.copy_(x)
+
+    def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
+        """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
+        head, dtype = self.head, self.dtype
+        # A finite start keeps `top - top` a number where every entry so far was masked.
+        top = torch.full((hidden.shape[0], 1), torch.finfo(dtype).min, dtype=dtype, device=hidden.device)
+        total, rescale = torch.zeros_like(top), torch.empty_like(top)
+        for columns in slices(head.weight.shape[0], self.tiles.columns):
+            tile = self.logits(hidden, columns)
+            local, inside = _within(target, columns)
+            for rows, x, slope in self.blocks(tile, columns, slopes=direction is not None):
+                _replace(x, local[rows], inside[rows], -torch.inf)
+                new_top = torch.maximum(top[rows], x.amax(dim=1, keepdim=True))
+                rescale[rows] = torch.exp(top[rows] - new_top)
+                top[rows] = new_top
+                x.sub_(new_top).exp_()
+                total[rows] = total[rows] * rescale[rows] + x.sum(dim=1, keepdim=True)
+                if direction is not None:
+                    if slope is not None:
+                        x.mul_(slope)
+                    self.store(tile[rows], x)
+            if direction is not None:
+                self.add_product(direction.mul_(rescale), tile, head.weight[columns], 1)
+        target_weight = head.weight[target].to(dtype)
+        target_logit, target_slope = _target_logit(hidden, target, target_weight, head)
+        # top - target_logit first: exact where the two are close, however large they are.
+        gap = (top - target_logit) + total.log()
+        miss = torch.sigmoid(gap)
+        if direction is not None:
+            direction.div_(total.masked_fill(total == 0, 1)).neg_()
+            direction.add_(target_weight.mul_(target_slope)).mul_(miss * head.scale)
+        logprob = torch.where(
+            gap > 0,
+            (target_logit - top) - (total + (target_logit - top).clamp(max=80).exp()).log(),
+            -torch.log1p(gap.clamp(max=0).exp()),
+        )
+        return TokenScores(*(x.squeeze(1) for x in (logprob, miss, top, total)))
+
+    def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
+        """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
+        tile = self.logits(hidden, columns)
+        local, inside = _within(others.target[rows], columns)
+        top, share = others.top[rows], others.share[rows]
+        for block, x, slope in self.blocks(tile, columns, slopes=True):
+            x.sub_(top[block]).exp_().mul_(share[block])
+            _replace(x, local[block], inside[block], 0.0)
+            if slope is not None:
+                x.mul_(slope)
+            if d_bias is not None:
+                d_bias[columns] -= x.sum(dim=0)
+            self.store(tile[block], x)
+        return tile
+
+
+class Others:
+    """What a backward pass needs of every token, each (N, 1): its gradient is `factor * unit` times the direction."""
+
+    def __init__(self, target: Tensor, scores: TokenScores, upstream: Tensor) -> None:
+        factor = (upstream.to(scores.miss.dtype) * scores.miss).unsqueeze(1)
+        largest = factor.abs().max() if factor.numel() else factor.new_ones(())
+        self.unit = torch.where(largest == 0, torch.ones_like(largest), largest)
+        """The largest |factor| before the division by it, a scalar: small gradients would be lost in float16."""
+        self.factor = factor / self.unit
+        """`upstream * (1 - p_y) / unit`."""
+        total = scores.total.unsqueeze(1)
+        self.share = self.factor / total.masked_fill(total == 0, 1)
+        self.target, self.top = target, scores.top.unsqueeze(1)
+
+
+class _Targets:
+    """The targets' own part of the head's gradients, in the accumulation dtype; tokens sorted by target."""
+
+    def __init__(self, hidden: Tensor, target: Tensor, head: Head, factor: Tensor) -> None:
+        self.target, self.order = target.sort(stable=True)
+        self.hidden = hidden
+        self.factor = factor.clone()
+        if head.softcap is not None:
+            for rows in slices(hidden.shape[0], 512):
+                target_weight = head.weight[target[rows]].to(factor.dtype)
+                self.factor[rows] *= _target_logit(hidden[rows], target[rows], target_weight, head)[1]
+
+    def add_to_weight(self, d_tile: Tensor, columns: slice) -> None:
+        """Add `factor g_y h` to the target rows that lie in this tile, (v, H), in a fixed order."""
+        bounds = self.target.new_tensor([columns.start, columns.stop])
+        first, last = torch.searchsorted(self.target, bounds).tolist()
+        order = self.order[first:last]
+        d_tile.index_add_(0, self.target[first:last] - columns.start, self.hidden[order] * self.factor[order])
+
+    def add_to_bias(self, d_bias: Tensor) -> Tensor:
+        """Add `factor g_y`, (V,)."""
+        return d_bias.index_add_(0, self.target, self.factor[self.order].squeeze(1))
+
+
 class TorchTiles:
     """`head.Backend` in plain torch operations; tiles of another size are for tests."""
+
+    workspace: type[Workspace] = Workspace
+    """What is done to one tile; another backend does it by kernels of its own."""
 
     def __init__(self, tiles: Tiles | None = None) -> None:
         self.tiles = tiles
@@ -72,37 +218,36 @@ class TorchTiles:
         return self._score_all(hidden, target, head, direction)
 
     def _score_all(self, hidden: Tensor, target: Tensor, head: Head, direction: Tensor | None) -> TokenScores:
-        work = _Workspace(hidden, head, self.tiles or Tiles.choose(hidden))
+        work = self.workspace(hidden, head, self.tiles or Tiles.choose(hidden))
         scores = TokenScores(*(hidden.new_empty(hidden.shape[0], dtype=work.dtype) for _ in TokenScores._fields))
-        for rows in _slices(hidden.shape[0], work.tiles.rows):
+        for rows in slices(hidden.shape[0], work.tiles.rows):
             into = None if direction is None else direction[rows]
-            for whole, part in zip(scores, _score_rows(work, hidden[rows], target[rows], into), strict=True):
-                whole[rows] = part.squeeze(1)
+            for whole, part in zip(scores, work.score_rows(hidden[rows], target[rows], into), strict=True):
+                whole[rows] = part
         return scores
 
     def gradients(
         self, hidden: Tensor, target: Tensor, head: Head, scores: TokenScores, upstream: Tensor, needs: tuple[bool, ...]
     ) -> HeadGradients:
-        tiles = self.tiles or Tiles.choose(hidden)
-        work, weight = _Workspace(hidden, head, tiles), head.weight
-        others = _Others(target, scores, upstream)
+        work, weight = self.workspace(hidden, head, self.tiles or Tiles.choose(hidden)), head.weight
+        others = Others(target, scores, upstream)
         d_hidden = hidden.new_zeros(hidden.shape, dtype=work.dtype) if needs[0] else None
         d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         d_bias = weight.new_zeros(weight.shape[0], dtype=work.dtype) if needs[2] else None
         targets = _Targets(hidden, target, head, others.factor) if needs[1] or needs[2] else None
-        for columns in _slices(weight.shape[0], work.tiles.columns):
+        for columns in slices(weight.shape[0], work.tiles.columns):
             d_tile = weight.new_zeros(weight[columns].shape, dtype=work.dtype) if d_weight is not None else None
-            for rows in _slices(hidden.shape[0], work.tiles.rows):
+            for rows in slices(hidden.shape[0], work.tiles.rows):
                 slopes = work.slopes(hidden[rows], others, rows, columns, d_bias)
                 if d_hidden is not None:
-                    d_hidden[rows].sub_(work.product(slopes, weight[columns]))
+                    work.add_product(d_hidden[rows], slopes, weight[columns], -1)
                 if d_tile is not None:
-                    d_tile.sub_(work.product(slopes.T, hidden[rows]))
+                    work.add_product(d_tile, slopes.T, hidden[rows], -1)
             if d_weight is not None and d_tile is not None and targets is not None:
                 targets.add_to_weight(d_tile, columns)
                 d_weight[columns] = d_tile.mul_(others.unit * head.scale)
         if d_hidden is not None:
-            for rows in _slices(hidden.shape[0], work.tiles.rows):
+            for rows in slices(hidden.shape[0], work.tiles.rows):
                 target_weight = weight[target[rows]].to(work.dtype)
                 slope = _target_logit(hidden[rows], target[rows], target_weight, head)[1]
                 d_hidden[rows].add_(target_weight.mul_(slope * others.factor[rows]))
@@ -111,147 +256,12 @@ class TorchTiles:
             d_bias = targets.add_to_bias(d_bias).mul_(others.unit).to(weight.dtype)
         return HeadGradients(d_hidden, d_weight, d_bias)
 
-
-class _Workspace:
-    """The buffers that every tile reuses, and the operations on one tile."""
-
-    def __init__(self, hidden: Tensor, head: Head, tiles: Tiles) -> None:
-        vocabulary, width = head.weight.shape
-        rows, columns = max(1, min(tiles.rows, hidden.shape[0])), min(tiles.columns, vocabulary)
-        block = min(tiles.block, rows)
-        self.head, self.tiles = head, Tiles(rows, columns, block)
-        self.low = hidden.new_empty(rows * columns)
-        """The tile: logits, then exponentials, in the dtype of the products."""
-        self.products = hidden.new_empty(max(rows, columns) * width)
-        self.dtype = accumulation_dtype(hidden.dtype)
-        self.acc = hidden.new_empty(block * columns, dtype=self.dtype) if self.dtype != hidden.dtype else self.low
-        """A block in the accumulation dtype; the tile itself where that is the products' dtype."""
-        self.slope = hidden.new_empty(block * columns, dtype=self.dtype) if head.softcap is not None else None
-        """A block of `1 - tanh^2`."""
-
-    def logits(self, hidden: Tensor, columns: slice) -> Tensor:
-        """Return `h W^T` of one tile, (n, v), as the vendor's product rounds it."""
-        weight = self.head.weight[columns]
-        tile = self.low[: hidden.shape[0] * weight.shape[0]].view(hidden.shape[0], weight.shape[0])
-        return torch.mm(hidden, weight.T, out=tile)
-
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return `left @ right` in a reused buffer, valid until the next product."""
-        out = self.products[: left.shape[0] * right.shape[1]].view(left.shape[0], right.shape[1])
-        return torch.mm(left, right, out=out)
-
-    def blocks(self, tile: Tensor, columns: slice, slopes: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Yield (rows, final logits, `1 - tanh^2` if asked and capped) of `tile`, in the accumulation dtype."""
-        head = self.head
-        for rows in _slices(tile.shape[0], self.tiles.block):
-            low = tile[rows]
-            x = low if self.acc is self.low else self.acc[: low.numel()].view_as(low).copy_(low)
-            _finish(x, head, None if head.bias is None else head.bias[columns])
-            slope = None
-            if head.softcap is not None:
-                if slopes and self.slope is not None:
-                    slope = torch.mul(x, x, out=self.slope[: low.numel()].view_as(low)).neg_().add_(1)
-                x.mul_(head.softcap)
-            yield rows, x, slope
-
-    def store(self, low: Tensor, x: Tensor) -> None:
-        """Write a block `x` back over its rows of the tile, unless it is them."""
-        if self.acc is not self.low:
-            low.copy_(x)
-
-    def slopes(self, hidden: Tensor, others: _Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
-        """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
-        tile = self.logits(hidden, columns)
-        local, inside = _within(others.target[rows], columns)
-        top, share = others.top[rows], others.share[rows]
-        for block, x, slope in self.blocks(tile, columns, slopes=True):
-            x.sub_(top[block]).exp_().mul_(share[block])
-            _replace(x, local[block], inside[block], 0.0)
-            if slope is not None:
-                x.mul_(slope)
-            if d_bias is not None:
-                d_bias[columns] -= x.sum(dim=0)
-            self.store(tile[block], x)
-        return tile
-
-
-class _Others:
-    """What a backward pass needs of every token, each (N, 1): its gradient is `factor * unit` times the direction."""
-
-    def __init__(self, target: Tensor, scores: TokenScores, upstream: Tensor) -> None:
-        factor = (upstream.to(scores.miss.dtype) * scores.miss).unsqueeze(1)
-        largest = factor.abs().max() if factor.numel() else factor.new_ones(())
-        self.unit = torch.where(largest == 0, torch.ones_like(largest), largest)
-        """The largest |factor| before the division by it, a scalar: small gradients would be lost in float16."""
-        self.factor = factor / self.unit
-        """`upstream * (1 - p_y) / unit`."""
-        total = scores.total.unsqueeze(1)
-        self.share = self.factor / total.masked_fill(total == 0, 1)
-        self.target, self.top = target, scores.top.unsqueeze(1)
-
-
-class _Targets:
-    """The targets' own part of the head's gradients, in the accumulation dtype; tokens sorted by target."""
-
-    def __init__(self, hidden: Tensor, target: Tensor, head: Head, factor: Tensor) -> None:
-        self.target, self.order = target.sort(stable=True)
-        self.hidden = hidden
-        self.factor = factor.clone()
-        if head.softcap is not None:
-            for rows in _slices(hidden.shape[0], 512):
-                target_weight = head.weight[target[rows]].to(factor.dtype)
-                self.factor[rows] *= _target_logit(hidden[rows], target[rows], target_weight, head)[1]
-
-    def add_to_weight(self, d_tile: Tensor, columns: slice) -> None:
-        """Add `factor g_y h` to the target rows that lie in this tile, (v, H), in a fixed order."""
-        bounds = self.target.new_tensor([columns.start, columns.stop])
-        first, last = torch.searchsorted(self.target, bounds).tolist()
-        order = self.order[first:last]
-        d_tile.index_add_(0, self.target[first:last] - columns.start, self.hidden[order] * self.factor[order])
-
-    def add_to_bias(self, d_bias: Tensor) -> Tensor:
-        """Add `factor g_y`, (V,)."""
-        return d_bias.index_add_(0, self.target, self.factor[self.order].squeeze(1))
-
-
-def _score_rows(
-    work: _Workspace, hidden: Tensor, target: Tensor, direction: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sweep the vocabulary for one tile of rows: (logprob, miss, top, total), each (n, 1); fills `direction` (n, H)."""
-    head, dtype = work.head, work.dtype
-    # A finite start keeps `top - top` a number where every entry so far was masked.
-    top = torch.full((hidden.shape[0], 1), torch.finfo(dtype).min, dtype=dtype, device=hidden.device)
-    total, rescale = torch.zeros_like(top), torch.empty_like(top)
-    for columns in _slices(head.weight.shape[0], work.tiles.columns):
-        tile = work.logits(hidden, columns)
-        local, inside = _within(target, columns)
-        for rows, x, slope in work.blocks(tile, columns, slopes=direction is not None):
-            _replace(x, local[rows], inside[rows], -torch.inf)
-            new_top = torch.maximum(top[rows], x.amax(dim=1, keepdim=True))
-            rescale[rows] = torch.exp(top[rows] - new_top)
-            top[rows] = new_top
-            x.sub_(new_top).exp_()
-            total[rows] = total[rows] * rescale[rows] + x.sum(dim=1, keepdim=True)
-            if direction is not None:
-                if slope is not None:
-                    x.mul_(slope)
-                work.store(tile[rows], x)
-        if direction is not None:
-            direction.mul_(rescale).add_(work.product(tile, head.weight[columns]))
-    target_weight = head.weight[target].to(dtype)
-    target_logit, target_slope = _target_logit(hidden, target, target_weight, head)
-    # top - target_logit first: exact where the two are close, however large they are.
-    gap = (top - target_logit) + total.log()
-    miss = torch.sigmoid(gap)
-    if direction is not None:
-        direction.div_(total.masked_fill(total == 0, 1)).neg_()
-        direction.add_(target_weight.mul_(target_slope)).mul_(miss * head.scale)
-    logprob = torch.where(
-        gap > 0,
-        (target_logit - top) - (total + (target_logit - top).clamp(max=80).exp()).log(),
-        -torch.log1p(gap.clamp(max=0).exp()),
-    )
-    return logprob, miss, top, total
+    def scale_rows(self, rows: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        out = torch.empty_like(rows, dtype=dtype)
+        # Rows at a time, so that no second (N, H) in the accumulation dtype exists.
+        for part in slices(rows.shape[0], 512):
+            out[part] = rows[part] * factor[part].unsqueeze(1)
+        return out
 
 
 def _target_logit(hidden: Tensor, target: Tensor, target_weight: Tensor, head: Head) -> tuple[Tensor, Tensor]:
@@ -285,7 +295,7 @@ def _replace(x: Tensor, local: Tensor, inside: Tensor, value: float) -> None:
     x.scatter_(1, local, torch.where(inside, value, x.gather(1, local)))
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
+def slices(length: int, step: int) -> Iterator[slice]:
     """Cut `range(length)` into slices of at most `step`."""
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))

@@ -219,6 +219,28 @@ def test_doctor_prints_what_is_here_and_json_for_programs(prefopt: Callable[...,
     assert {"GPU", "bfloat16", "Triton"} <= {found["name"] for found in facts["capabilities"]}
 
 
+def test_roofline_predicts_for_one_gpu_and_refuses_an_unknown_one(prefopt: Callable[..., Ended]) -> None:
+    code, out, _ = prefopt("kernels", "roofline", "--gpu", "4090", "--json")
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert {row["gpu"] for row in rows} == {"RTX 4090"}
+    assert all(row["predicted_ms"] >= max(row["compute_ms"], row["memory_ms"]) - 1e-9 for row in rows)
+    code, out, _ = prefopt("kernels", "roofline", "--gpu", "4090")
+    assert code == 0
+    assert "1008 GB/s" in out
+    code, _, err = prefopt("kernels", "roofline", "--gpu", "409")
+    assert code == 2
+    assert "did you mean '4090'?" in err
+
+
+def test_kernels_check_prints_what_each_takes(prefopt: Callable[..., Ended]) -> None:
+    code, out, _ = prefopt("kernels", "check", "--dtype", "float32", "--architecture", "80", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert {(usage["dtype"], usage["capability"]) for usage in found} == {("float32", 80)}
+    assert all(usage["complaints"] == [] for usage in found)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Ended, Path]:
     """A run that a process trained, and what the process said."""

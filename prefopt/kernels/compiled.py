@@ -1,0 +1,173 @@
+"""Compile every kernel as it ships for GPUs that need not be here, and read what it takes of each.
+
+Triton compiles to machine code without a device; `cuobjdump`, which it ships, says how many registers, how much of the
+stack (where registers that don't fit are spilled) and how much shared memory a kernel takes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from prefopt.kernels import triton_kernels as kernels
+from prefopt.kernels.tiles import GPU_TILE
+from prefopt.kernels.triton_tiles import SLACK, WIDTH, launch
+
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
+"""Compute capability -> bytes of shared memory that one block may use (CUDA C++ Programming Guide, table "Technical
+Specifications per Compute Capability"). A kernel above it compiles, and fails when it is launched."""
+REGISTERS = 255
+"""Of a thread at most, on all of these."""
+REGISTER_FILE = 65536
+"""Of a block at most."""
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA|OMMA)\b")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with the constants of one configuration that ships."""
+
+    name: str
+    kernel: str
+    """Its name in `triton_kernels`."""
+    signature: Mapping[str, str]
+    """Argument -> Triton's type; `*T` stands for a pointer to the tile's dtype."""
+    constants: Mapping[str, Any]
+    warps: int
+    dots: bool = field(default=False)
+    """Whether it multiplies matrices, and so must use tensor cores in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes of one GPU."""
+
+    kernel: str
+    dtype: str
+    capability: int
+    """Compute capability times ten: 89 is 8.9."""
+    warps: int
+    registers: int
+    """Of a thread."""
+    stack: int
+    """Bytes of a thread: 0 unless registers are spilled."""
+    shared: int
+    """Bytes of a block."""
+    instructions: int
+    tensor_core: int
+    """How many of the instructions are tensor-core products."""
+    dots: bool
+
+    @property
+    def complaints(self) -> list[str]:
+        """What forbids or spoils running it; empty when it is as it should be."""
+        found = []
+        if self.stack:
+            found.append(f"spills {self.stack} bytes to the stack")
+        if self.shared > SHARED_LIMIT[self.capability]:
+            found.append(f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.capability]}")
+        if self.registers > REGISTERS or self.registers * 32 * self.warps > REGISTER_FILE:
+            found.append(f"needs {self.registers} registers in each of {32 * self.warps} threads")
+        if self.dots and self.dtype != "float32" and not self.tensor_core:
+            found.append("multiplies without tensor cores")
+        return found
+
+
+def variants() -> Iterator[Variant]:
+    """Yield every kernel in the configurations that ship."""
+    wide, narrow = launch(GPU_TILE.columns), launch(WIDTH)
+    stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr")
+    numbers = {"first": "i32", "width": "i32", "row_stride": "i32", "scale": "fp32", "softcap": "fp32"}
+    for options, words in (((False, False), ""), ((True, True), ", bias and softcap")):
+        flags = dict(zip(("HAS_BIAS", "HAS_SOFTCAP"), options, strict=True))
+        tile = {"tile_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64"}
+        for write, statistics, what in (
+            (False, False, "fold, scores"),
+            (True, False, "fold, scores and gradient"),
+            (False, True, "fold, statistics"),
+        ):
+            yield _variant(
+                what + words, "fold_kernel", {**tile, **dict.fromkeys(stats, "*fp32"), **numbers},
+                {"SLACK": SLACK, "WRITE": write, "STATISTICS": statistics, **flags},
+                launch(GPU_TILE.columns, sums=3 if statistics else 1),
+            )  # fmt: skip
+        yield _variant("slopes" + words, "slope_kernel",
+                       {**tile, "top_ptr": "*fp32", "share_ptr": "*fp32", **numbers}, flags, wide)  # fmt: skip
+        ends = ("top_ptr", "total_ptr", "logit_ptr", "logprob_ptr", "miss_ptr", "direction_ptr")
+        strides = ("hidden_stride", "weight_row_stride", "weight_column_stride", "width")
+        yield _variant(
+            "finish" + words, "finish_kernel",
+            {"hidden_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64",
+             **dict.fromkeys(ends, "*fp32"), **dict.fromkeys(strides, "i32"), "scale": "fp32", "softcap": "fp32"},
+            {"WRITE": True, **flags}, narrow,
+        )  # fmt: skip
+    rows = {"rows_ptr": "*fp32", "factor_ptr": "*fp32", "width": "i32"}
+    yield _variant("rescale", "rescale_kernel", rows, {}, narrow)
+    yield _variant("scale rows", "scale_rows_kernel", {"out_ptr": "*T", **rows}, {}, narrow)
+
+
+def cases() -> list[tuple[Variant, str, int]]:
+    """Return what there is to check: every variant, dtype and compute capability."""
+    return [(v, dtype, capability) for v in variants() for dtype in DTYPES for capability in SHARED_LIMIT]
+
+
+def check(variant: Variant, dtype: str, capability: int) -> Usage:
+    """Compile `variant` for tensors of `dtype` (a name in `DTYPES`) and a compute capability; read what it takes."""
+    kernel = getattr(kernels, variant.kernel)
+    types = {k: v.replace("*T", f"*{DTYPES[dtype]}") for k, v in variant.signature.items()}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(kernel, signature, dict(variant.constants), aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": variant.warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(compiled.asm["cubin"])
+        usage, code = (_cuobjdump(flag, cubin.name) for flag in ("-res-usage", "-sass"))
+    taken = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", usage)}
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*)$", code, re.MULTILINE)
+    return Usage(
+        kernel=variant.name,
+        dtype=dtype,
+        capability=capability,
+        warps=variant.warps,
+        registers=taken["REG"],
+        stack=taken["STACK"],
+        shared=int(compiled.metadata.shared),
+        instructions=len(lines),
+        tensor_core=sum(_TENSOR_CORE.search(line) is not None for line in lines),
+        dots=variant.dots,
+    )
+
+
+def check_all(wanted: Sequence[tuple[Variant, str, int]]) -> Iterator[Usage]:
+    """Yield `check` of each in order, by a process a core. What Triton compiled before comes from its cache."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        yield from pool.map(check, *zip(*wanted, strict=True))
+
+
+def _variant(
+    name: str, kernel: str, signature: Mapping[str, str], constants: Mapping[str, Any], shape: Mapping[str, int]
+) -> Variant:
+    return Variant(name, kernel, signature, {**constants, "BLOCK": shape["BLOCK"]}, shape["num_warps"])
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, flag, path], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,124 @@
+"""The `triton` backend of the fused linear log-prob: the vendor's matrix products with our kernels between them.
+
+The loops over tiles are `tiles.TorchTiles`'; here is what is done to one tile: one kernel that reads each logit once
+and leaves its exponential in its place. Products of 16-bit tiles are added up in float32 by the product itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from prefopt.kernels import triton_kernels as kernels
+from prefopt.kernels.head import Head, TokenScores
+from prefopt.kernels.tiles import GPU_TILE, Others, Tiles, TorchTiles, Workspace
+
+SLACK = 8.0
+"""How far a logit may rise above the top before the top moves: exp(8) is far from any dtype's end."""
+WIDTH = 1024
+"""Elements of a row of hidden size that a program holds at a time."""
+_WARPS = ((8192, 16), (4096, 8), (1024, 4), (0, 1))
+
+
+def launch(columns: int, *, sums: int = 1) -> dict[str, int]:
+    """Return block size and warps of a program that holds `columns` elements and makes so many sums of them."""
+    block = max(16, triton.next_power_of_2(columns))
+    warps = next(warps for least, warps in _WARPS if block >= least)
+    return {"BLOCK": block, "num_warps": min(32, warps * (1 if sums == 1 else 2))}
+
+
+class TritonWorkspace(Workspace):
+    """The buffers that every tile reuses, and the kernels on one tile."""
+
+    def __init__(self, hidden: Tensor, head: Head, tiles: Tiles) -> None:
+        vocabulary, width = head.weight.shape
+        rows, columns = max(1, min(tiles.rows, hidden.shape[0])), min(tiles.columns, vocabulary)
+        self.head, self.tiles = head, Tiles(rows, columns, rows)
+        self.low = hidden.new_empty(rows * columns)
+        self.dtype = torch.float32
+        # The interpreter's products run on the CPU, which can't add 16-bit products up in float32.
+        self.adds_up = hidden.dtype == torch.float32 or hidden.is_cuda
+        self.products = hidden.new_empty(0 if self.adds_up else max(rows, columns) * width)
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
+        """Add `sign * left @ right` to `total`, float32."""
+        if not self.adds_up:
+            super().add_product(total, left, right, sign)
+        elif left.dtype == torch.float32:
+            total.addmm_(left, right, alpha=sign)
+        else:
+            torch.addmm(total, left, right, alpha=sign, out_dtype=torch.float32, out=total)
+
+    def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
+        """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
+        weight, count = self.head.weight, hidden.shape[0]
+        logprob, miss, logit, rescale = hidden.new_empty(4, count, dtype=self.dtype)
+        top = torch.full_like(logprob, torch.finfo(self.dtype).min)
+        total = torch.zeros_like(logprob)
+        for first in range(0, weight.shape[0], self.tiles.columns):
+            columns = slice(first, first + self.tiles.columns)
+            tile = self.logits(hidden, columns)
+            kernels.fold_kernel[(count,)](
+                tile, self._bias(first), target, top, total, rescale, total, total, first, tile.shape[1],
+                tile.stride(0), **self._options(), SLACK=SLACK, WRITE=direction is not None, STATISTICS=False,
+                **launch(self.tiles.columns),
+            )  # fmt: skip
+            if direction is not None:
+                if first:
+                    kernels.rescale_kernel[(count,)](direction, rescale, direction.shape[1], **_by_width(direction))
+                self.add_product(direction, tile, weight[columns], 1)
+        hidden = hidden.contiguous()
+        kernels.finish_kernel[(count,)](
+            hidden, weight, self._bias(0), target, top, total, logit, logprob, miss,
+            hidden if direction is None else direction, hidden.stride(0), weight.stride(0), weight.stride(1),
+            hidden.shape[1], **self._options(), WRITE=direction is not None, **_by_width(hidden),
+        )  # fmt: skip
+        return TokenScores(logprob, miss, top, total)
+
+    def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
+        """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
+        tile = self.logits(hidden, columns)
+        kernels.slope_kernel[(tile.shape[0],)](
+            tile, self._bias(columns.start), others.target[rows], others.top[rows], others.share[rows], columns.start,
+            tile.shape[1], tile.stride(0), **self._options(), **launch(self.tiles.columns),
+        )  # fmt: skip
+        if d_bias is not None:
+            d_bias[columns] -= tile.sum(0, dtype=self.dtype)
+        return tile
+
+    def _bias(self, first: int) -> Tensor:
+        """Return the bias from column `first` on; any tensor where the head has none."""
+        return self.low if self.head.bias is None else self.head.bias[first:]
+
+    def _options(self) -> dict[str, Any]:
+        head = self.head
+        return {
+            "scale": head.scale,
+            "softcap": head.softcap or 1.0,
+            "HAS_BIAS": head.bias is not None,
+            "HAS_SOFTCAP": head.softcap is not None,
+        }
+
+
+class TritonTiles(TorchTiles):
+    """`head.Backend` by Triton kernels: bfloat16, float16 and float32 on a GPU; tiles of another size are for tests."""
+
+    workspace = TritonWorkspace
+
+    def __init__(self, tiles: Tiles | None = None) -> None:
+        super().__init__(tiles or GPU_TILE)
+
+    def scale_rows(self, rows: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        out = torch.empty_like(rows, dtype=dtype)
+        if rows.numel():
+            kernels.scale_rows_kernel[(rows.shape[0],)](
+                out, rows, factor.contiguous(), rows.shape[1], **_by_width(rows)
+            )
+        return out
+
+
+def _by_width(rows: Tensor) -> dict[str, int]:
+    return launch(min(WIDTH, rows.shape[1]))

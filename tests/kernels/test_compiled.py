@@ -1,0 +1,50 @@
+"""Every Triton kernel as it ships, compiled for the GPUs that are supported: none of them need be here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.kernels.problems import INTERPRETED
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 compiles nothing")
+
+
+def test_every_kernel_compiles_without_spills_and_within_each_gpus_limits():
+    from prefopt.kernels import compiled
+
+    found = list(compiled.check_all(compiled.cases()))
+    kernels = {u.kernel for u in found}
+    assert len(kernels) >= 12
+    assert {(u.kernel, u.dtype, u.capability) for u in found} == {
+        (k, d, c) for k in kernels for d in compiled.DTYPES for c in compiled.SHARED_LIMIT
+    }
+    assert all(u.registers >= 16 and u.instructions > 50 for u in found)  # the tool's output was understood
+    assert [(u.kernel, u.dtype, u.capability, u.complaints) for u in found if u.complaints] == []
+
+
+def test_what_forbids_a_kernel_is_said():
+    from prefopt.kernels.compiled import Usage
+
+    fine = Usage("fold", "bfloat16", 89, 16, registers=128, stack=0, shared=1024, instructions=900, tensor_core=0,
+                 dots=False)  # fmt: skip
+    assert fine.complaints == []
+    assert replace(fine, stack=8).complaints == ["spills 8 bytes to the stack"]
+    assert replace(fine, shared=100 << 10).complaints == ["needs 102400 bytes of shared memory of 101376"]
+    assert replace(fine, capability=80, shared=100 << 10).complaints == []
+    assert replace(fine, registers=129).complaints == ["needs 129 registers in each of 512 threads"]
+    assert replace(fine, dots=True).complaints == ["multiplies without tensor cores"]
+    assert replace(fine, dots=True, dtype="float32").complaints == []
+    assert replace(fine, dots=True, tensor_core=64).complaints == []
+
+
+def test_a_spilling_kernel_is_found_out():
+    # Four warps hold 8,192 columns: 64 elements a thread, and what is computed of them.
+    from prefopt.kernels import compiled
+
+    (variant, *_) = [v for v in compiled.variants() if v.name == "fold, scores and gradient"]
+    usage = compiled.check(replace(variant, warps=2), "bfloat16", 80)
+    assert usage.stack > 0
+    assert usage.complaints
