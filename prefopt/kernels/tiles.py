@@ -38,16 +38,21 @@ class Tiles:
         """Choose by measurement for `hidden` (N, H).
 
         On a CPU, tall tiles spare the product from packing the weight again, and each thread's part of a block is
-        1 MiB of float32, which its cache holds. They depend on N alone, so that a policy and its reference agree.
+        1 MiB of float32, which its cache holds.
         """
         if hidden.device.type != "cpu":
             return GPU_TILE
-        columns = 4096 if hidden.shape[0] > 1024 else 8192
-        return cls(rows=2048, columns=columns, block=torch.get_num_threads() * (1 << 18) // columns)
+        return cls(rows=2048, columns=4096, block=torch.get_num_threads() * (1 << 18) // 4096)
 
 
 GPU_TILE = Tiles(rows=4096, columns=8192, block=4096)
 """64 MiB in 16 bits: tall enough for the product to reach its rate, and one of our programs holds a row's columns."""
+
+
+_DEPTH = 1024
+"""Inner size of a 16-bit product on a CPU at most: oneDNN takes twice the time for what is deeper."""
+_SAFE = (1e-20, 1e30)
+"""Between these a float32 sum of exponentials has lost nothing to the ends of its range."""
 
 
 class Workspace:
@@ -75,12 +80,24 @@ class Workspace:
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
         """Add `sign * left @ right`, as the vendor's product rounds it, to `total` in the accumulation dtype."""
+        depth = _DEPTH if compiles_by_shape(left.device, left.dtype) else max(1, left.shape[1])
         out = self.products[: left.shape[0] * right.shape[1]].view(left.shape[0], right.shape[1])
-        total.add_(torch.mm(left, right, out=out), alpha=sign)
+        for part in slices(left.shape[1], depth):
+            total.add_(torch.mm(left[:, part], right[part], out=out), alpha=sign)
 
-    def blocks(self, tile: Tensor, columns: slice, slopes: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Yield (rows, final logits, `1 - tanh^2` if asked and capped) of `tile`, in the accumulation dtype."""
+    def blocks(
+        self, tile: Tensor, columns: slice, target: Tensor, slopes: bool
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Yield (rows, final logits, `1 - tanh^2` if asked and capped) of `tile`, in the accumulation dtype.
+
+        The target's logit is -inf.
+        """
         head = self.head
+        local, inside = _within(target, columns)
+        # Where -inf stays what it is on the way from product to logit, it is set for all rows at once.
+        early = head.softcap is None and head.scale > 0
+        if early:
+            _replace(tile, local, inside, -torch.inf)
         for rows in slices(tile.shape[0], self.tiles.block):
             low = tile[rows]
             x = low if self.acc is self.low else self.acc[: low.numel()].view_as(low).copy_(low)
@@ -90,63 +107,88 @@ class Workspace:
                 if slopes and self.slope is not None:
                     slope = torch.mul(x, x, out=self.slope[: low.numel()].view_as(low)).neg_().add_(1)
                 x.mul_(head.softcap)
+            if not early:
+                _replace(x, local[rows], inside[rows], -torch.inf)
             yield rows, x, slope
 
-    def store(self, low: Tensor, x: Tensor) -> None:
-        """Write a block `x` back over its rows of the tile, unless it is them."""
+    def store(self, low: Tensor, x: Tensor, slope: Tensor | None) -> None:
+        """Write a block `x`, times its `slope`, back over its rows of the tile."""
+        if slope is not None:
+            x.mul_(slope)
         if self.acc is not self.low:
             low.copy_(x)
 
     def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
         """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
-        head, dtype = self.head, self.dtype
-        # A finite start keeps `top - top` a number where every entry so far was masked.
-        top = torch.full((hidden.shape[0], 1), torch.finfo(dtype).min, dtype=dtype, device=hidden.device)
-        total, rescale = torch.zeros_like(top), torch.empty_like(top)
-        for columns in slices(head.weight.shape[0], self.tiles.columns):
+        top, total = self._sweep(hidden, target, direction)
+        if direction is not None:
+            direction.div_(total.masked_fill(total == 0, 1)).neg_()
+        target_weight = self.head.weight[target].to(self.dtype)
+        target_logit, target_slope = _target_logit(hidden, target, target_weight, self.head)
+        # A few numbers a token: in float64 none of the differences below rounds.
+        gap = total.double().log() + (top.double() - target_logit.double())
+        miss = torch.sigmoid(gap).to(self.dtype)
+        if direction is not None:
+            direction.add_(target_weight.mul_(target_slope)).mul_(miss * self.head.scale)
+        logprob = -F.softplus(gap, threshold=40).to(self.dtype)
+        return TokenScores(*(x.squeeze(1) for x in (logprob, miss, top, total)))
+
+    def _sweep(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return (top, total), (n, 1) each, and add the exponentials' products with the weight to `direction`."""
+        if hidden.dtype == torch.float16:
+            return self._sweep_from_the_top(hidden, target, direction)
+        top, total = self._sweep_from_zero(hidden, target, direction)
+        lost = ~((total > _SAFE[0]) & (total < _SAFE[1])).squeeze(1)
+        if lost.any():
+            (rows,) = lost.nonzero(as_tuple=True)
+            again = None if direction is None else direction.new_zeros(rows.numel(), direction.shape[1])
+            top[rows], total[rows] = self._sweep_from_the_top(hidden[rows], target[rows], again)
+            if direction is not None and again is not None:
+                direction[rows] = again
+        return top, total
+
+    def _sweep_from_zero(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take exp(z) as it is: two passes over a tile fewer, right where the total ends within `_SAFE`."""
+        total = hidden.new_zeros(hidden.shape[0], 1, dtype=self.dtype)
+        for columns in slices(self.head.weight.shape[0], self.tiles.columns):
             tile = self.logits(hidden, columns)
-            local, inside = _within(target, columns)
-            for rows, x, slope in self.blocks(tile, columns, slopes=direction is not None):
-                _replace(x, local[rows], inside[rows], -torch.inf)
+            for rows, x, slope in self.blocks(tile, columns, target, slopes=direction is not None):
+                x.exp_()
+                total[rows] += x.sum(dim=1, keepdim=True)
+                if direction is not None:
+                    self.store(tile[rows], x, slope)
+            if direction is not None:
+                self.add_product(direction, tile, self.head.weight[columns], 1)
+        return torch.zeros_like(total), total
+
+    def _sweep_from_the_top(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take exp(z - top), the top being the largest logit so far."""
+        # A finite start keeps `top - top` a number where every entry so far was masked.
+        top = hidden.new_full((hidden.shape[0], 1), torch.finfo(self.dtype).min, dtype=self.dtype)
+        total, rescale = torch.zeros_like(top), torch.empty_like(top)
+        for columns in slices(self.head.weight.shape[0], self.tiles.columns):
+            tile = self.logits(hidden, columns)
+            for rows, x, slope in self.blocks(tile, columns, target, slopes=direction is not None):
                 new_top = torch.maximum(top[rows], x.amax(dim=1, keepdim=True))
                 rescale[rows] = torch.exp(top[rows] - new_top)
                 top[rows] = new_top
                 x.sub_(new_top).exp_()
                 total[rows] = total[rows] * rescale[rows] + x.sum(dim=1, keepdim=True)
                 if direction is not None:
-                    if slope is not None:
-                        x.mul_(slope)
-                    self.store(tile[rows], x)
+                    self.store(tile[rows], x, slope)
             if direction is not None:
-                self.add_product(direction.mul_(rescale), tile, head.weight[columns], 1)
-        target_weight = head.weight[target].to(dtype)
-        target_logit, target_slope = _target_logit(hidden, target, target_weight, head)
-        # top - target_logit first: exact where the two are close, however large they are.
-        gap = (top - target_logit) + total.log()
-        miss = torch.sigmoid(gap)
-        if direction is not None:
-            direction.div_(total.masked_fill(total == 0, 1)).neg_()
-            direction.add_(target_weight.mul_(target_slope)).mul_(miss * head.scale)
-        logprob = torch.where(
-            gap > 0,
-            (target_logit - top) - (total + (target_logit - top).clamp(max=80).exp()).log(),
-            -torch.log1p(gap.clamp(max=0).exp()),
-        )
-        return TokenScores(*(x.squeeze(1) for x in (logprob, miss, top, total)))
+                self.add_product(direction.mul_(rescale), tile, self.head.weight[columns], 1)
+        return top, total
 
     def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
         """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
         tile = self.logits(hidden, columns)
-        local, inside = _within(others.target[rows], columns)
         top, share = others.top[rows], others.share[rows]
-        for block, x, slope in self.blocks(tile, columns, slopes=True):
+        for block, x, slope in self.blocks(tile, columns, others.target[rows], slopes=True):
             x.sub_(top[block]).exp_().mul_(share[block])
-            _replace(x, local[block], inside[block], 0.0)
-            if slope is not None:
-                x.mul_(slope)
+            self.store(tile[block], x, slope)
             if d_bias is not None:
                 d_bias[columns] -= x.sum(dim=0)
-            self.store(tile[block], x)
         return tile
 
 
@@ -284,15 +326,19 @@ def _finish(x: Tensor, head: Head, bias: Tensor | None) -> None:
 
 
 def _within(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Return each target's place within `columns` (clamped, (n, 1)) and whether it lies there (n, 1)."""
-    local = (target - columns.start).unsqueeze(1)
-    inside = (local >= 0) & (target.unsqueeze(1) < columns.stop)
-    return local.clamp_(0, columns.stop - columns.start - 1), inside
+    """Return each target's place within `columns`, clamped, and whether it lies there; (n,) each."""
+    inside = (target >= columns.start) & (target < columns.stop)
+    return (target - columns.start).clamp_(0, columns.stop - columns.start - 1), inside
 
 
 def _replace(x: Tensor, local: Tensor, inside: Tensor, value: float) -> None:
-    """Set the targets' entries of a block to `value`, in place and without asking the device where they are."""
-    x.scatter_(1, local, torch.where(inside, value, x.gather(1, local)))
+    """Set the targets' entries of a contiguous block to `value`, in place and without asking the device where they are.
+
+    By flat index: `gather` and `scatter_` of 16-bit tensors copy them whole on a CPU.
+    """
+    flat = x.view(-1)
+    at = torch.arange(0, flat.numel(), x.shape[1], device=x.device) + local
+    flat.index_put_((at,), torch.where(inside, value, flat[at]).to(x.dtype))
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
