@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from prefopt.kernels.logprobs import sequence_logprobs
+from prefopt.kernels.logprobs import sequence_logprobs, token_statistics
+from prefopt.kernels.statistics import TokenStatistics
 
-__all__ = ["sequence_logprobs"]
+__all__ = ["TokenStatistics", "sequence_logprobs", "token_statistics"]

@@ -89,7 +89,7 @@ class Usage:
 def variants() -> Iterator[Variant]:
     """Yield every kernel in the configurations that ship."""
     wide, narrow = launch(GPU_TILE.columns), launch(WIDTH)
-    stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr")
+    stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr", "highest_ptr")
     numbers = {"first": "i32", "width": "i32", "row_stride": "i32", "scale": "fp32", "softcap": "fp32"}
     for options, words in (((False, False), ""), ((True, True), ", bias and softcap")):
         flags = dict(zip(("HAS_BIAS", "HAS_SOFTCAP"), options, strict=True))

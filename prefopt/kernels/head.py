@@ -44,6 +44,21 @@ class TokenScores(NamedTuple):
     """`sum of exp(z - top)` over the others."""
 
 
+class TokenSums(NamedTuple):
+    """What statistics of a token's whole distribution are made from, over the others. All (N,), accumulation dtype."""
+
+    top: Tensor
+    """What the exponentials below are relative to."""
+    total: Tensor
+    """`sum of exp(z - top)`."""
+    weighted: Tensor
+    """`sum of exp(z - top) (z - top)`."""
+    squares: Tensor
+    """`sum of exp(2 (z - top))`."""
+    highest: Tensor
+    """The largest logit; the lowest finite number when there are no others."""
+
+
 class HeadGradients(NamedTuple):
     """Gradients in their tensors' dtypes; None where none was asked."""
 
@@ -63,6 +78,9 @@ class Backend(Protocol):
 
     def score_with_direction(self, hidden: Tensor, target: Tensor, head: Head) -> tuple[TokenScores, Tensor]:
         """Return also `d logprob_t / d h_t`, (N, H) in the accumulation dtype: 4NHV flops. Same scores, same bits."""
+
+    def sums(self, hidden: Tensor, target: Tensor, head: Head) -> TokenSums:
+        """Return what `statistics` needs, without any gradient: 2NHV flops."""
 
     def gradients(
         self, hidden: Tensor, target: Tensor, head: Head, scores: TokenScores, upstream: Tensor, needs: tuple[bool, ...]

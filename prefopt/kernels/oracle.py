@@ -10,12 +10,17 @@ from prefopt.kernels.head import Head
 
 def token_logprobs(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
     """Return `log p(target)`, (N,) float64, nats; differentiable in hidden (N, H), weight and bias."""
+    return all_logprobs(hidden, head).gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def all_logprobs(hidden: Tensor, head: Head) -> Tensor:
+    """Return the log-softmax over the vocabulary, (N, V) float64, nats."""
     logits = head.scale * (hidden.double() @ head.weight.double().T)
     if head.bias is not None:
         logits = logits + head.bias.double()
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
-    return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
+    return torch.log_softmax(logits, dim=-1)
 
 
 def reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prefopt.kernels.head import Head, HeadGradients, TokenScores, accumulation_dtype
+from prefopt.kernels.head import Head, HeadGradients, TokenScores, TokenSums, accumulation_dtype
 from prefopt.kernels.shapes import compiles_by_shape, rounded
 
 
@@ -124,7 +124,7 @@ class Workspace:
         if direction is not None:
             direction.div_(total.masked_fill(total == 0, 1)).neg_()
         target_weight = self.head.weight[target].to(self.dtype)
-        target_logit, target_slope = _target_logit(hidden, target, target_weight, self.head)
+        target_logit, target_slope = target_logits(hidden, target, target_weight, self.head)
         # A few numbers a token: in float64 none of the differences below rounds.
         gap = total.double().log() + (top.double() - target_logit.double())
         miss = torch.sigmoid(gap).to(self.dtype)
@@ -180,6 +180,23 @@ class Workspace:
                 self.add_product(direction.mul_(rescale), tile, self.head.weight[columns], 1)
         return top, total
 
+    def sum_rows(self, hidden: Tensor, target: Tensor) -> TokenSums:
+        """Sweep the vocabulary for one tile of rows, n of them, for the sums of statistics."""
+        top = hidden.new_full((hidden.shape[0], 1), torch.finfo(self.dtype).min, dtype=self.dtype)
+        total, weighted, squares = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+        for columns in slices(self.head.weight.shape[0], self.tiles.columns):
+            tile = self.logits(hidden, columns)
+            for rows, x, _ in self.blocks(tile, columns, target, slopes=False):
+                old, new = top[rows], torch.maximum(top[rows], x.amax(dim=1, keepdim=True))
+                rescale = torch.exp(old - new)
+                e = x.sub_(new).exp()
+                moved = torch.where(total[rows] > 0, weighted[rows] + (old - new) * total[rows], 0.0)
+                weighted[rows] = moved * rescale + (e * x.masked_fill_(e == 0, 0.0)).sum(dim=1, keepdim=True)
+                squares[rows] = squares[rows] * rescale.square() + e.square().sum(dim=1, keepdim=True)
+                total[rows] = total[rows] * rescale + e.sum(dim=1, keepdim=True)
+                top[rows] = new
+        return TokenSums(*(x.squeeze(1) for x in (top, total, weighted, squares, top)))
+
     def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
         """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
         tile = self.logits(hidden, columns)
@@ -217,7 +234,7 @@ class _Targets:
         if head.softcap is not None:
             for rows in slices(hidden.shape[0], 512):
                 target_weight = head.weight[target[rows]].to(factor.dtype)
-                self.factor[rows] *= _target_logit(hidden[rows], target[rows], target_weight, head)[1]
+                self.factor[rows] *= target_logits(hidden[rows], target[rows], target_weight, head)[1]
 
     def add_to_weight(self, d_tile: Tensor, columns: slice) -> None:
         """Add `factor g_y h` to the target rows that lie in this tile, (v, H), in a fixed order."""
@@ -268,6 +285,13 @@ class TorchTiles:
                 whole[rows] = part
         return scores
 
+    def sums(self, hidden: Tensor, target: Tensor, head: Head) -> TokenSums:
+        work = self.workspace(hidden, head, self.tiles or Tiles.choose(hidden))
+        parts = [work.sum_rows(hidden[rows], target[rows]) for rows in slices(hidden.shape[0], work.tiles.rows)]
+        if not parts:
+            return TokenSums(*(hidden.new_empty(0, dtype=work.dtype) for _ in TokenSums._fields))
+        return TokenSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
     def gradients(
         self, hidden: Tensor, target: Tensor, head: Head, scores: TokenScores, upstream: Tensor, needs: tuple[bool, ...]
     ) -> HeadGradients:
@@ -291,7 +315,7 @@ class TorchTiles:
         if d_hidden is not None:
             for rows in slices(hidden.shape[0], work.tiles.rows):
                 target_weight = weight[target[rows]].to(work.dtype)
-                slope = _target_logit(hidden[rows], target[rows], target_weight, head)[1]
+                slope = target_logits(hidden[rows], target[rows], target_weight, head)[1]
                 d_hidden[rows].add_(target_weight.mul_(slope * others.factor[rows]))
             d_hidden = d_hidden.mul_(others.unit * head.scale).to(hidden.dtype)
         if d_bias is not None and targets is not None:
@@ -306,7 +330,7 @@ class TorchTiles:
         return out
 
 
-def _target_logit(hidden: Tensor, target: Tensor, target_weight: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def target_logits(hidden: Tensor, target: Tensor, target_weight: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Return the targets' logits and their `1 - tanh^2`, (n, 1) each, from `target_weight` (n, H)."""
     logit = (hidden.to(target_weight.dtype) * target_weight).sum(dim=1, keepdim=True)
     _finish(logit, head, None if head.bias is None else head.bias[target].unsqueeze(1))

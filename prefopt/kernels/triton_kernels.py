@@ -38,6 +38,7 @@ def fold_kernel(  # type: ignore[no-untyped-def]
     rescale_ptr,  # (n,) float32, written: what a sum taken at the old top is multiplied by
     weighted_ptr,  # (n,) float32, carried with STATISTICS: sum of exp(z - top) (z - top) over the others
     squares_ptr,  # (n,) float32, carried with STATISTICS: sum of exp(2 (z - top)) over the others
+    highest_ptr,  # (n,) float32, carried with STATISTICS: the largest logit of the others
     first,  # the tile's first column
     width,  # v
     row_stride,
@@ -67,6 +68,7 @@ def fold_kernel(  # type: ignore[no-untyped-def]
     e = tl.exp(z - top)
     total = tl.load(total_ptr + row)
     if STATISTICS:
+        tl.store(highest_ptr + row, tl.maximum(tl.load(highest_ptr + row), highest))
         gaps = tl.where(e > 0, z - top, 0.0)
         carried = rescale * (tl.load(weighted_ptr + row) + (old - top) * total)
         tl.store(weighted_ptr + row, tl.where(total > 0, carried, 0.0) + tl.sum(e * gaps, axis=0))

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from prefopt.kernels import triton_kernels as kernels
-from prefopt.kernels.head import Head, TokenScores
+from prefopt.kernels.head import Head, TokenScores, TokenSums
 from prefopt.kernels.tiles import GPU_TILE, Others, Tiles, TorchTiles, Workspace
 
 SLACK = 8.0
@@ -62,7 +62,7 @@ class TritonWorkspace(Workspace):
             columns = slice(first, first + self.tiles.columns)
             tile = self.logits(hidden, columns)
             kernels.fold_kernel[(count,)](
-                tile, self._bias(first), target, top, total, rescale, total, total, first, tile.shape[1],
+                tile, self._bias(first), target, top, total, rescale, total, total, total, first, tile.shape[1],
                 tile.stride(0), **self._options(), SLACK=SLACK, WRITE=direction is not None, STATISTICS=False,
                 **launch(self.tiles.columns),
             )  # fmt: skip
@@ -77,6 +77,20 @@ class TritonWorkspace(Workspace):
             hidden.shape[1], **self._options(), WRITE=direction is not None, **_by_width(hidden),
         )  # fmt: skip
         return TokenScores(logprob, miss, top, total)
+
+    def sum_rows(self, hidden: Tensor, target: Tensor) -> TokenSums:
+        """Sweep the vocabulary for one tile of rows, n of them, for the sums of statistics."""
+        count = hidden.shape[0]
+        total, weighted, squares, rescale = hidden.new_zeros(4, count, dtype=self.dtype)
+        top, highest = hidden.new_full((2, count), torch.finfo(self.dtype).min, dtype=self.dtype)
+        for first in range(0, self.head.weight.shape[0], self.tiles.columns):
+            tile = self.logits(hidden, slice(first, first + self.tiles.columns))
+            kernels.fold_kernel[(count,)](
+                tile, self._bias(first), target, top, total, rescale, weighted, squares, highest, first, tile.shape[1],
+                tile.stride(0), **self._options(), SLACK=SLACK, WRITE=False, STATISTICS=True,
+                **launch(self.tiles.columns, sums=3),
+            )  # fmt: skip
+        return TokenSums(top, total, weighted, squares, highest)
 
     def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
         """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
