@@ -101,7 +101,7 @@ class Workspace:
         for rows in slices(tile.shape[0], self.tiles.block):
             low = tile[rows]
             x = low if self.acc is self.low else self.acc[: low.numel()].view_as(low).copy_(low)
-            _finish(x, head, None if head.bias is None else head.bias[columns])
+            finish_logits(x, head, None if head.bias is None else head.bias[columns])
             slope = None
             if head.softcap is not None:
                 if slopes and self.slope is not None:
@@ -333,13 +333,13 @@ class TorchTiles:
 def target_logits(hidden: Tensor, target: Tensor, target_weight: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Return the targets' logits and their `1 - tanh^2`, (n, 1) each, from `target_weight` (n, H)."""
     logit = (hidden.to(target_weight.dtype) * target_weight).sum(dim=1, keepdim=True)
-    _finish(logit, head, None if head.bias is None else head.bias[target].unsqueeze(1))
+    finish_logits(logit, head, None if head.bias is None else head.bias[target].unsqueeze(1))
     if head.softcap is None:
         return logit, torch.ones_like(logit)
     return logit * head.softcap, 1 - logit * logit
 
 
-def _finish(x: Tensor, head: Head, bias: Tensor | None) -> None:
+def finish_logits(x: Tensor, head: Head, bias: Tensor | None) -> None:
     """Turn `h W^T` into logits in place; with a softcap into `tanh(z / c)`, which the slope needs too."""
     if head.scale != 1.0:
         x.mul_(head.scale)
