@@ -8,7 +8,6 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests are small: more threads than this cost time. Nothing in them needs the network.
-# Triton's kernels run a second time round, in its interpreter, which can't be switched on for a part of a process.
 TEST_ENV := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help demo test soak lint format setup clean
@@ -27,6 +26,7 @@ demo: $(VENV)/.stamp-run
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not soak and not triton" $(PYTEST_ARGS)
+	@# Triton's interpreter can't be switched on for a part of a process.
 	$(TEST_ENV) TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "triton and not soak" tests/kernels $(PYTEST_ARGS)
 
 soak: $(VENV)/.stamp-dev

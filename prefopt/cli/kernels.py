@@ -48,7 +48,7 @@ def _print_usages(found: list[Any]) -> None:
     from rich.table import Table
 
     console = results()
-    table = Table("kernel", "dtype", "sm", "warps", "registers", "stack", "shared", "instructions", "tensor core", "")
+    table = Table("kernel", "dtype", "sm", "warps", "registers", "stack", "shared", "instructions", "")
     for usage in found:
         table.add_row(
             usage.kernel,
@@ -59,7 +59,6 @@ def _print_usages(found: list[Any]) -> None:
             str(usage.stack),
             str(usage.shared),
             str(usage.instructions),
-            str(usage.tensor_core),
             f"[red]{'; '.join(usage.complaints)}[/]" if usage.complaints else "[green]ok[/]",
         )
     console.print(table)

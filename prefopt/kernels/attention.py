@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from prefopt.errors import ModelError
-from prefopt.kernels import flex
 from prefopt.kernels.attention_plan import Plan, Tile, build_plan
 from prefopt.records import Layout
 
@@ -78,9 +77,8 @@ def shared_prompt_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     sinks = None if s_aux is None else s_aux.reshape(heads)
     with torch.autocast(query.device.type, enabled=False):
-        if _by_flex(query, dropout):
-            mask = _block_mask(layout, window, query.device)
-            return flex.attend(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks), None
+        if _by_flex(query, value, dropout):
+            return _flex(layout, window, query, key, value, scale=scale, softcap=softcap, sinks=sinks), None
         plan = _plan(layout, query, key, window, s_aux is not None)
         out = _Attention.apply(
             *(x.squeeze(0).transpose(0, 1) for x in (query, key, value)), sinks, plan, scale, softcap, float(dropout)
@@ -94,19 +92,23 @@ def _window(layout: Layout, window: int | None) -> int | None:
     return None if window is None or window >= longest else window
 
 
-def _by_flex(query: Tensor, dropout: float) -> bool:
-    """Whether FlexAttention computes it: on a GPU, but not with dropout or in float64."""
+def _by_flex(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether FlexAttention computes it: on a GPU, but not with dropout, in float64 or for tiny heads."""
     if query.device.type != "cuda" or dropout > 0 or query.dtype == torch.float64:
         return False
-    return not flex.unavailable(query.device)
+    from prefopt.kernels import flex
+
+    return min(query.shape[-1], value.shape[-1]) >= flex.LEAST_HEAD and not flex.unavailable(query.device)
 
 
-def _block_mask(layout: Layout, window: int | None, device: torch.device) -> Any:
-    """Return the layout's block mask, made at the first call for a pack and kept with its layout."""
-    name = ("flex", window, device)
+def _flex(layout: Layout, window: int | None, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Attend by the layout's block mask, made at the first call for a pack and kept with its layout."""
+    from prefopt.kernels import flex
+
+    name = ("flex", window, query.device)
     if name not in layout.plans:
-        layout.plans[name] = flex.build_block_mask(layout, window, device)
-    return layout.plans[name]
+        layout.plans[name] = flex.build_block_mask(layout, window, query.device)
+    return flex.attend(query, key, value, layout.plans[name], **options)
 
 
 def _plan(layout: Layout, query: Tensor, key: Tensor, window: int | None, sinks: bool) -> Plan:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 from typing import Literal, NamedTuple
 
 import torch
 
-from prefopt.kernels.head import Backend
+from prefopt.kernels.head import Backend, Head
 from prefopt.kernels.tiles import TorchTiles
+
+_log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "triton", "torch", "oracle"]
 
@@ -25,7 +29,7 @@ def recommend(device: torch.device, dtype: torch.dtype) -> Recommendation:
     if device.type != "cuda":
         return Recommendation("torch", f"there are no kernels for tensors on {device.type}")
     absent = _absent(device, dtype)
-    return Recommendation("torch", absent) if absent else Recommendation("triton", "the GPU has tensor cores for it")
+    return Recommendation("torch", absent) if absent else Recommendation("triton", "its kernels run on this GPU")
 
 
 def check(name: BackendName, device: torch.device, dtype: torch.dtype) -> None:
@@ -58,4 +62,21 @@ def _absent(device: torch.device, dtype: torch.dtype) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"Triton has no tensor-core code for compute capability {major}.{minor}, only from 8.0 on"
+    return _fails_to_launch(device)
+
+
+@functools.cache
+def _fails_to_launch(device: torch.device) -> str:
+    """Try the kernels once on `device`; return why they don't run, empty when they do."""
+    from prefopt.kernels.triton_tiles import TritonTiles
+
+    try:
+        with torch.no_grad(), torch.cuda.device(device):
+            x = torch.ones(2, 16, device=device, dtype=torch.bfloat16)
+            TritonTiles().score_with_direction(x, torch.zeros(2, dtype=torch.long, device=device), Head(x))
+            torch.cuda.synchronize()
+    except Exception as error:  # noqa: BLE001  (a compiler or driver fails in many ways; torch computes without it)
+        lines = str(error).splitlines() or ["no message"]
+        _log.warning("Triton's kernels don't run on %s, torch computes instead: %s", device, lines[0])
+        return f"its kernels don't run here ({type(error).__name__}: {lines[0]}); Triton needs a C compiler"
     return ""

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ REGISTERS = 255
 REGISTER_FILE = 65536
 """Of a block at most."""
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA|OMMA)\b")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Variant:
     """Argument -> Triton's type; `*T` stands for a pointer to the tile's dtype."""
     constants: Mapping[str, Any]
     warps: int
-    dots: bool = field(default=False)
-    """Whether it multiplies matrices, and so must use tensor cores in 16 bits."""
+    ragged: bool = False
+    """Sizes are no multiples of 16, as in the vocabulary's tail: the launcher compiles another kernel for those."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,6 @@ class Usage:
     shared: int
     """Bytes of a block."""
     instructions: int
-    tensor_core: int
-    """How many of the instructions are tensor-core products."""
-    dots: bool
 
     @property
     def complaints(self) -> list[str]:
@@ -81,13 +77,18 @@ class Usage:
             found.append(f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.capability]}")
         if self.registers > REGISTERS or self.registers * 32 * self.warps > REGISTER_FILE:
             found.append(f"needs {self.registers} registers in each of {32 * self.warps} threads")
-        if self.dots and self.dtype != "float32" and not self.tensor_core:
-            found.append("multiplies without tensor cores")
         return found
 
 
 def variants() -> Iterator[Variant]:
-    """Yield every kernel in the configurations that ship."""
+    """Yield every kernel in the configurations that ship: for whole tiles, and for what has ragged sizes."""
+    for variant in _aligned():
+        yield variant
+        yield replace(variant, name=f"{variant.name}, ragged", ragged=True)
+
+
+def _aligned() -> Iterator[Variant]:
+    """Yield every kernel with its flags, for whole tiles of a usual head."""
     wide, narrow = launch(GPU_TILE.columns), launch(WIDTH)
     stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr", "highest_ptr")
     numbers = {"first": "i32", "width": "i32", "row_stride": "i32", "scale": "fp32", "softcap": "fp32"}
@@ -102,7 +103,7 @@ def variants() -> Iterator[Variant]:
             yield _variant(
                 what + words, "fold_kernel", {**tile, **dict.fromkeys(stats, "*fp32"), **numbers},
                 {"SLACK": SLACK, "WRITE": write, "STATISTICS": statistics, **flags},
-                launch(GPU_TILE.columns, sums=3 if statistics else 1),
+                wide,
             )  # fmt: skip
         yield _variant("slopes" + words, "slope_kernel",
                        {**tile, "top_ptr": "*fp32", "share_ptr": "*fp32", **numbers}, flags, wide)  # fmt: skip
@@ -120,8 +121,13 @@ def variants() -> Iterator[Variant]:
 
 
 def cases() -> list[tuple[Variant, str, int]]:
-    """Return what there is to check: every variant, dtype and compute capability."""
-    return [(v, dtype, capability) for v in variants() for dtype in DTYPES for capability in SHARED_LIMIT]
+    """Return what there is to check: every variant, dtype and compute capability; ragged sizes in bfloat16 alone."""
+    return [
+        (v, dtype, capability)
+        for v in variants()
+        for dtype in (("bfloat16",) if v.ragged else DTYPES)
+        for capability in SHARED_LIMIT
+    ]
 
 
 def check(variant: Variant, dtype: str, capability: int) -> Usage:
@@ -129,12 +135,16 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
     kernel = getattr(kernels, variant.kernel)
     types = {k: v.replace("*T", f"*{DTYPES[dtype]}") for k, v in variant.signature.items()}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    constants = dict(variant.constants)
+    if not variant.ragged and "weight_column_stride" in signature:
+        constants["weight_column_stride"], signature["weight_column_stride"] = 1, "constexpr"
+    # As the launcher does for what is divisible by 16: all pointers, and sizes unless they are ragged.
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
+        if signature[name].startswith("*") or (signature[name] == "i32" and not variant.ragged)
     }
-    source = ASTSource(kernel, signature, dict(variant.constants), aligned)
+    source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": variant.warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(compiled.asm["cubin"])
@@ -150,8 +160,6 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
         stack=taken["STACK"],
         shared=int(compiled.metadata.shared),
         instructions=len(lines),
-        tensor_core=sum(_TENSOR_CORE.search(line) is not None for line in lines),
-        dots=variant.dots,
     )
 
 

@@ -21,6 +21,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from prefopt.records import GroupLayout, Layout
 
 BLOCK = 128
+LEAST_HEAD = 16
+"""Elements of a head that FlexAttention needs at least."""
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,8 @@ def attend(
     Uncompiled it is torch's reference, which builds all T x T scores: for tests.
     """
     tokens = query.shape[2]
-    padded = (F.pad(x, (0, 0, 0, mask.seq_lengths[0] - tokens)) for x in (query, key, value))
+    # One memory order whether there is padding or not, or each would compile.
+    padded = (F.pad(x, (0, 0, 0, mask.seq_lengths[0] - tokens)).contiguous() for x in (query, key, value))
     attention = _attention(compiled)
     options: dict[str, Any] = {
         "score_mod": None if softcap is None else _capped(softcap, query.device),
@@ -98,17 +101,25 @@ def build_block_mask(layout: Layout, window: int | None, device: torch.device, b
     )
 
 
-@functools.cache
 def unavailable(device: torch.device) -> str:
-    """Return why FlexAttention can't be used on `device`, tried once with a tiny row; empty when it can."""
+    """Return why FlexAttention can't be used on `device`; empty when it can."""
     if device.type != "cuda":
         return f"it is made for CUDA GPUs, not for {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
-    layout = Layout((GroupLayout(0, 5, (3, 4)),))
-    x = torch.ones(1, 1, layout.tokens, 32, device=device, dtype=torch.bfloat16, requires_grad=True)
+    return _fails(device)
+
+
+@functools.cache
+def _fails(device: torch.device) -> str:
+    """Try it once with a tiny row; return why it can't be compiled, empty when it can."""
+    # More than one head and block: what has one of something is compiled for just one.
+    layout = Layout((GroupLayout(0, BLOCK, (3, 4)),))
     try:
-        attend(x, x, x, build_block_mask(layout, None, device), scale=1.0).sum().backward()
+        # It may be asked for the first time where nothing is differentiated.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.ones(1, 2, layout.tokens, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+            attend(x, x, x, build_block_mask(layout, None, device), scale=1.0).sum().backward()
     except Exception as error:  # noqa: BLE001  (a compiler fails in many ways; attention in tiles does without it)
         _log.warning(
             "FlexAttention can't be compiled here (%s: %s), so attention runs in tiles of padded products: slower, the "
@@ -122,7 +133,12 @@ def unavailable(device: torch.device) -> str:
 
 @functools.cache
 def _attention(compiled: bool) -> Any:
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    if not compiled:
+        return flex_attention
+    # Gradients asked or not, dtypes, softcaps and masks of one block compile once each; past torch's limit of 8 it
+    # would go on uncompiled, with all T x T scores.
+    options: dict[str, Any] = {"dynamic": True, "fullgraph": True, "recompile_limit": 64}
+    return torch.compile(flex_attention, **options)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class TokenScores(NamedTuple):
     miss: Tensor
     """`1 - p(target)`."""
     top: Tensor
-    """The largest logit of the others, or one a little below it; the lowest finite number when there are none."""
+    """What the exponentials are relative to: 0, or a logit of the others near their largest."""
     total: Tensor
     """`sum of exp(z - top)` over the others."""
 
@@ -71,7 +71,7 @@ class HeadGradients(NamedTuple):
 
 
 class Backend(Protocol):
-    """How log-probs and their gradients are computed; `logprobs.TokenLogprobs` is the only caller."""
+    """How log-probs and their gradients are computed; called by `logprobs` alone."""
 
     def score(self, hidden: Tensor, target: Tensor, head: Head) -> TokenScores:
         """Score `target` (N,) int64 from `hidden` (N, H) without any gradient: 2NHV flops, no N x H buffer."""

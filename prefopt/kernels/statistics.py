@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prefopt.kernels.head import Head, TokenSums, accumulation_dtype
-from prefopt.kernels.tiles import target_logits
+from prefopt.kernels.tiles import slices, target_logits
 
 
 class TokenStatistics(NamedTuple):
@@ -25,27 +26,30 @@ class TokenStatistics(NamedTuple):
 
 
 def of_sums(hidden: Tensor, target: Tensor, head: Head, sums: TokenSums) -> TokenStatistics:
-    """Bring the target in. In float64, and by differences that stay exact where the model is sure of it:
+    """Bring the target in. In float64, and by terms of one sign, which stay exact where the model is sure of it.
 
-    with `w = 1 - p_y`, `M / T` the others' mean of `z - top` and `Q / T^2` their sum of squared probabilities,
+    With `w = 1 - p_y`, `T` the others' total, `M / T` their mean of `z - top`, `Q / T^2` their sum of squares:
 
-        entropy    = -log p_y + w (z_y - top - M / T)
+        entropy    = -p_y log p_y - w log w + w (log T - M / T)
         log sum p2 = log(p_y^2 + w^2 Q / T^2)
     """
-    weight = head.weight[target].to(accumulation_dtype(hidden.dtype))
-    logit = target_logits(hidden, target, weight, head)[0].squeeze(1).double()
+    logit = hidden.new_empty(hidden.shape[0], dtype=torch.float64)
+    for rows in slices(hidden.shape[0], 512):  # so that no second (N, H) exists
+        weight = head.weight[target[rows]].to(accumulation_dtype(hidden.dtype))
+        logit[rows] = target_logits(hidden[rows], target[rows], weight, head)[0].squeeze(1).double()
     top, total, weighted, squares, highest = (x.double() for x in sums)
+    none, divisor = total == 0, total.masked_fill(total == 0, 1)
     gap = total.log() + (top - logit)
-    logprob, log_miss = (
-        -torch.nn.functional.softplus(gap, threshold=40),
-        -torch.nn.functional.softplus(-gap, threshold=40),
-    )
-    none = total == 0
-    total = total.masked_fill(none, 1)
-    spread = log_miss.exp() * (logit - top - weighted / total)
-    entropy = -logprob + spread.masked_fill(none, 0)
-    others = (2 * (log_miss - total.log()) + squares.log()).masked_fill(none, -torch.inf)
-    return TokenStatistics(logprob, entropy.clamp_(min=0), torch.logaddexp(2 * logprob, others), logit >= highest)
+    logprob, log_miss = -F.softplus(gap, threshold=40), -F.softplus(-gap, threshold=40)
+    among = (divisor.log() - weighted / divisor).masked_fill(none, 0)
+    entropy = _surprise(logprob) + _surprise(log_miss) + log_miss.exp() * among
+    others = (2 * log_miss + (squares / divisor / divisor).log()).masked_fill(none, -torch.inf)
+    return TokenStatistics(logprob, entropy, torch.logaddexp(2 * logprob, others), logit >= highest)
+
+
+def _surprise(log: Tensor) -> Tensor:
+    """Return `-p log p`, 0 for p = 0."""
+    return torch.where(log == -torch.inf, 0.0, -log.exp() * log)
 
 
 def naive(logprobs: Tensor, target: Tensor) -> TokenStatistics:

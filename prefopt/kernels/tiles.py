@@ -51,8 +51,10 @@ GPU_TILE = Tiles(rows=4096, columns=8192, block=4096)
 
 _DEPTH = 1024
 """Inner size of a 16-bit product on a CPU at most: oneDNN takes twice the time for what is deeper."""
-_SAFE = (1e-20, 1e30)
-"""Between these a float32 sum of exponentials has lost nothing to the ends of its range."""
+_SAFE = (1e-20, 1e15)
+"""Between these a float32 sum of exponentials, and a small gradient over it, lose nothing to the ends of the range."""
+_FAR = 30.0
+"""Logits up to this size are taken as they are."""
 
 
 class Workspace:
@@ -137,29 +139,42 @@ class Workspace:
         """Return (top, total), (n, 1) each, and add the exponentials' products with the weight to `direction`."""
         if hidden.dtype == torch.float16:
             return self._sweep_from_the_top(hidden, target, direction)
-        top, total = self._sweep_from_zero(hidden, target, direction)
+        top, total = self._sweep_from_the_start(hidden, target, direction)
         lost = ~((total > _SAFE[0]) & (total < _SAFE[1])).squeeze(1)
         if lost.any():
             (rows,) = lost.nonzero(as_tuple=True)
-            again = None if direction is None else direction.new_zeros(rows.numel(), direction.shape[1])
-            top[rows], total[rows] = self._sweep_from_the_top(hidden[rows], target[rows], again)
-            if direction is not None and again is not None:
-                direction[rows] = again
+            again, its_target = padded_rows(hidden[rows], target[rows], most=self.tiles.rows)
+            its_direction = None if direction is None else direction.new_zeros(again.shape)
+            its_top, its_total = self._sweep_from_the_top(again, its_target, its_direction)
+            top[rows], total[rows] = its_top[: rows.numel()], its_total[: rows.numel()]
+            if direction is not None and its_direction is not None:
+                direction[rows] = its_direction[: rows.numel()]
         return top, total
 
-    def _sweep_from_zero(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Take exp(z) as it is: two passes over a tile fewer, right where the total ends within `_SAFE`."""
-        total = hidden.new_zeros(hidden.shape[0], 1, dtype=self.dtype)
+    def _sweep_from_the_start(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take exp(z - top), the top being 0, or what the first tile shows where that is far from 0.
+
+        Two passes over a tile fewer than with a top that moves; right where the total ends within `_SAFE`.
+        """
+        top = hidden.new_zeros(hidden.shape[0], 1, dtype=self.dtype)
+        total, shifted = torch.zeros_like(top), True
         for columns in slices(self.head.weight.shape[0], self.tiles.columns):
             tile = self.logits(hidden, columns)
             for rows, x, slope in self.blocks(tile, columns, target, slopes=direction is not None):
+                if columns.start == 0:
+                    highest = x.amax(dim=1, keepdim=True)
+                    top[rows] = torch.where(highest.isfinite() & (highest.abs() > _FAR), highest, 0.0)
+                if shifted:
+                    x.sub_(top[rows])
                 x.exp_()
                 total[rows] += x.sum(dim=1, keepdim=True)
                 if direction is not None:
                     self.store(tile[rows], x, slope)
+            if columns.start == 0:
+                shifted = bool((top != 0).any())
             if direction is not None:
                 self.add_product(direction, tile, self.head.weight[columns], 1)
-        return torch.zeros_like(total), total
+        return top, total
 
     def _sweep_from_the_top(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take exp(z - top), the top being the largest logit so far."""
@@ -241,11 +256,12 @@ class _Targets:
         bounds = self.target.new_tensor([columns.start, columns.stop])
         first, last = torch.searchsorted(self.target, bounds).tolist()
         order = self.order[first:last]
-        d_tile.index_add_(0, self.target[first:last] - columns.start, self.hidden[order] * self.factor[order])
+        _add_at(d_tile, self.target[first:last] - columns.start, self.hidden[order] * self.factor[order])
 
     def add_to_bias(self, d_bias: Tensor) -> Tensor:
         """Add `factor g_y`, (V,)."""
-        return d_bias.index_add_(0, self.target, self.factor[self.order].squeeze(1))
+        _add_at(d_bias, self.target, self.factor[self.order].squeeze(1))
+        return d_bias
 
 
 class TorchTiles:
@@ -266,15 +282,14 @@ class TorchTiles:
 
     def _score(self, hidden: Tensor, target: Tensor, head: Head, direction: Tensor | None) -> TokenScores:
         count = hidden.shape[0]
-        if count and compiles_by_shape(hidden.device, hidden.dtype) and (extra := rounded(count) - count):
-            # Rows of zeros with target 0: computed and thrown away.
-            hidden, target = F.pad(hidden, (0, 0, 0, extra)), F.pad(target, (0, extra))
-            padded = None if direction is None else direction.new_zeros(hidden.shape)
-            scores = self._score_all(hidden, target, head, padded)
-            if direction is not None and padded is not None:
-                direction.copy_(padded[:count])
-            return TokenScores(*(part[:count] for part in scores))
-        return self._score_all(hidden, target, head, direction)
+        hidden, target = padded_rows(hidden, target)
+        if hidden.shape[0] == count:
+            return self._score_all(hidden, target, head, direction)
+        padded = None if direction is None else direction.new_zeros(hidden.shape)
+        scores = self._score_all(hidden, target, head, padded)
+        if direction is not None and padded is not None:
+            direction.copy_(padded[:count])
+        return TokenScores(*(part[:count] for part in scores))
 
     def _score_all(self, hidden: Tensor, target: Tensor, head: Head, direction: Tensor | None) -> TokenScores:
         work = self.workspace(hidden, head, self.tiles or Tiles.choose(hidden))
@@ -286,11 +301,13 @@ class TorchTiles:
         return scores
 
     def sums(self, hidden: Tensor, target: Tensor, head: Head) -> TokenSums:
+        count = hidden.shape[0]
+        hidden, target = padded_rows(hidden, target)
         work = self.workspace(hidden, head, self.tiles or Tiles.choose(hidden))
         parts = [work.sum_rows(hidden[rows], target[rows]) for rows in slices(hidden.shape[0], work.tiles.rows)]
         if not parts:
             return TokenSums(*(hidden.new_empty(0, dtype=work.dtype) for _ in TokenSums._fields))
-        return TokenSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return TokenSums(*(torch.cat(column)[:count] for column in zip(*parts, strict=True)))
 
     def gradients(
         self, hidden: Tensor, target: Tensor, head: Head, scores: TokenScores, upstream: Tensor, needs: tuple[bool, ...]
@@ -330,6 +347,15 @@ class TorchTiles:
         return out
 
 
+def padded_rows(hidden: Tensor, target: Tensor, most: int = 1 << 60) -> tuple[Tensor, Tensor]:
+    """Return both with zeros at their end, to `most` rows, where a product of a new size would be compiled."""
+    count = hidden.shape[0]
+    if not count or not compiles_by_shape(hidden.device, hidden.dtype):
+        return hidden, target
+    extra = max(0, min(rounded(count), most) - count)
+    return F.pad(hidden, (0, 0, 0, extra)), F.pad(target, (0, extra))
+
+
 def target_logits(hidden: Tensor, target: Tensor, target_weight: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """Return the targets' logits and their `1 - tanh^2`, (n, 1) each, from `target_weight` (n, H)."""
     logit = (hidden.to(target_weight.dtype) * target_weight).sum(dim=1, keepdim=True)
@@ -347,6 +373,14 @@ def finish_logits(x: Tensor, head: Head, bias: Tensor | None) -> None:
         x.add_(bias)
     if head.softcap is not None:
         x.div_(head.softcap).tanh_()
+
+
+def _add_at(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add `values` to `total[rows]`, rows that stand several times in a fixed order."""
+    if total.is_cuda:
+        total.index_put_((rows,), values, accumulate=True)  # sorts; `index_add_` adds atomically there
+    else:
+        total.index_add_(0, rows, values)
 
 
 def _within(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,10 @@ def _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS: tl.constexpr
         # By exp(-2|u|), which can't overflow; 1 - tanh^2 from it keeps its digits where tanh is 1.
         u = z / softcap
         small = tl.exp(-2.0 * tl.abs(u))
-        ratio = (1.0 - small) / (1.0 + small)
+        square = u * u
+        series = 1.0 - square * (0.33333334 - square * (0.13333334 - square * (0.05396825 - square * 0.021869488)))
+        # 1 - small has no digits left where u is small.
+        ratio = tl.where(square < 0.09, tl.abs(u) * series, (1.0 - small) / (1.0 + small))
         slope = 4.0 * small / ((1.0 + small) * (1.0 + small))
         z = softcap * tl.where(u < 0, -ratio, ratio)
     return z, slope
@@ -125,7 +128,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
         columns = start + tl.arange(0, BLOCK)
         inside = columns < width
         h = tl.load(hidden_row + columns, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(weight_row + columns * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(weight_row + columns.to(tl.int64) * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
         sums += h * w
     product = tl.sum(sums, axis=0)
     one = tl.zeros([1], tl.int64)
@@ -152,7 +155,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
             columns = start + tl.arange(0, BLOCK)
             inside = columns < width
             at = direction_ptr + row * width + columns
-            w = tl.load(weight_row + columns * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
+            w = tl.load(weight_row + columns.to(tl.int64) * weight_column_stride, mask=inside, other=0.0).to(tl.float32)
             others = tl.load(at, mask=inside, other=0.0) * share
             tl.store(at, (w * slope - others) * (miss * scale), mask=inside)
 

@@ -20,14 +20,15 @@ SLACK = 8.0
 """How far a logit may rise above the top before the top moves: exp(8) is far from any dtype's end."""
 WIDTH = 1024
 """Elements of a row of hidden size that a program holds at a time."""
-_WARPS = ((8192, 16), (4096, 8), (1024, 4), (0, 1))
+_WARPS = ((8192, 32), (4096, 16), (1024, 4), (0, 1))
+"""Least block size, warps: few enough elements a thread that none is spilled. With and without gradient the same, or
+sums would be added in another order."""
 
 
-def launch(columns: int, *, sums: int = 1) -> dict[str, int]:
-    """Return block size and warps of a program that holds `columns` elements and makes so many sums of them."""
+def launch(columns: int) -> dict[str, int]:
+    """Return block size and warps of a program that holds `columns` elements."""
     block = max(16, triton.next_power_of_2(columns))
-    warps = next(warps for least, warps in _WARPS if block >= least)
-    return {"BLOCK": block, "num_warps": min(32, warps * (1 if sums == 1 else 2))}
+    return {"BLOCK": block, "num_warps": next(warps for least, warps in _WARPS if block >= least)}
 
 
 class TritonWorkspace(Workspace):
@@ -37,6 +38,7 @@ class TritonWorkspace(Workspace):
         vocabulary, width = head.weight.shape
         rows, columns = max(1, min(tiles.rows, hidden.shape[0])), min(tiles.columns, vocabulary)
         self.head, self.tiles = head, Tiles(rows, columns, rows)
+        self.bias = None if head.bias is None else head.bias.contiguous()
         self.low = hidden.new_empty(rows * columns)
         self.dtype = torch.float32
         # The interpreter's products run on the CPU, which can't add 16-bit products up in float32.
@@ -54,7 +56,7 @@ class TritonWorkspace(Workspace):
 
     def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
         """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
-        weight, count = self.head.weight, hidden.shape[0]
+        weight, count, target = self.head.weight, hidden.shape[0], target.contiguous()
         logprob, miss, logit, rescale = hidden.new_empty(4, count, dtype=self.dtype)
         top = torch.full_like(logprob, torch.finfo(self.dtype).min)
         total = torch.zeros_like(logprob)
@@ -80,7 +82,7 @@ class TritonWorkspace(Workspace):
 
     def sum_rows(self, hidden: Tensor, target: Tensor) -> TokenSums:
         """Sweep the vocabulary for one tile of rows, n of them, for the sums of statistics."""
-        count = hidden.shape[0]
+        count, target = hidden.shape[0], target.contiguous()
         total, weighted, squares, rescale = hidden.new_zeros(4, count, dtype=self.dtype)
         top, highest = hidden.new_full((2, count), torch.finfo(self.dtype).min, dtype=self.dtype)
         for first in range(0, self.head.weight.shape[0], self.tiles.columns):
@@ -88,7 +90,7 @@ class TritonWorkspace(Workspace):
             kernels.fold_kernel[(count,)](
                 tile, self._bias(first), target, top, total, rescale, weighted, squares, highest, first, tile.shape[1],
                 tile.stride(0), **self._options(), SLACK=SLACK, WRITE=False, STATISTICS=True,
-                **launch(self.tiles.columns, sums=3),
+                **launch(self.tiles.columns),
             )  # fmt: skip
         return TokenSums(top, total, weighted, squares, highest)
 
@@ -96,8 +98,8 @@ class TritonWorkspace(Workspace):
         """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
         tile = self.logits(hidden, columns)
         kernels.slope_kernel[(tile.shape[0],)](
-            tile, self._bias(columns.start), others.target[rows], others.top[rows], others.share[rows], columns.start,
-            tile.shape[1], tile.stride(0), **self._options(), **launch(self.tiles.columns),
+            tile, self._bias(columns.start), others.target[rows].contiguous(), others.top[rows], others.share[rows],
+            columns.start, tile.shape[1], tile.stride(0), **self._options(), **launch(self.tiles.columns),
         )  # fmt: skip
         if d_bias is not None:
             d_bias[columns] -= tile.sum(0, dtype=self.dtype)
@@ -105,7 +107,7 @@ class TritonWorkspace(Workspace):
 
     def _bias(self, first: int) -> Tensor:
         """Return the bias from column `first` on; any tensor where the head has none."""
-        return self.low if self.head.bias is None else self.head.bias[first:]
+        return self.low if self.bias is None else self.bias[first:]
 
     def _options(self) -> dict[str, Any]:
         head = self.head

@@ -16,11 +16,12 @@ def test_every_kernel_compiles_without_spills_and_within_each_gpus_limits():
     from prefopt.kernels import compiled
 
     found = list(compiled.check_all(compiled.cases()))
-    kernels = {u.kernel for u in found}
-    assert len(kernels) >= 12
-    assert {(u.kernel, u.dtype, u.capability) for u in found} == {
-        (k, d, c) for k in kernels for d in compiled.DTYPES for c in compiled.SHARED_LIMIT
+    whole = {u.kernel for u in found if not u.kernel.endswith("ragged")}
+    assert len(whole) >= 12
+    assert {(u.kernel, u.dtype, u.capability) for u in found if u.kernel in whole} == {
+        (k, d, c) for k in whole for d in compiled.DTYPES for c in compiled.SHARED_LIMIT
     }
+    assert {u.kernel.removesuffix(", ragged") for u in found} == whole
     assert all(u.registers >= 16 and u.instructions > 50 for u in found)  # the tool's output was understood
     assert [(u.kernel, u.dtype, u.capability, u.complaints) for u in found if u.complaints] == []
 
@@ -28,23 +29,19 @@ def test_every_kernel_compiles_without_spills_and_within_each_gpus_limits():
 def test_what_forbids_a_kernel_is_said():
     from prefopt.kernels.compiled import Usage
 
-    fine = Usage("fold", "bfloat16", 89, 16, registers=128, stack=0, shared=1024, instructions=900, tensor_core=0,
-                 dots=False)  # fmt: skip
+    fine = Usage("fold", "bfloat16", 89, 16, registers=128, stack=0, shared=1024, instructions=900)  # fmt: skip
     assert fine.complaints == []
     assert replace(fine, stack=8).complaints == ["spills 8 bytes to the stack"]
     assert replace(fine, shared=100 << 10).complaints == ["needs 102400 bytes of shared memory of 101376"]
     assert replace(fine, capability=80, shared=100 << 10).complaints == []
     assert replace(fine, registers=129).complaints == ["needs 129 registers in each of 512 threads"]
-    assert replace(fine, dots=True).complaints == ["multiplies without tensor cores"]
-    assert replace(fine, dots=True, dtype="float32").complaints == []
-    assert replace(fine, dots=True, tensor_core=64).complaints == []
 
 
 def test_a_spilling_kernel_is_found_out():
-    # Four warps hold 8,192 columns: 64 elements a thread, and what is computed of them.
+    # One warp holds 8,192 columns: 256 elements a thread, more than there are registers.
     from prefopt.kernels import compiled
 
     (variant, *_) = [v for v in compiled.variants() if v.name == "fold, scores and gradient"]
-    usage = compiled.check(replace(variant, warps=2), "bfloat16", 80)
+    usage = compiled.check(replace(variant, warps=1), "bfloat16", 80)
     assert usage.stack > 0
     assert usage.complaints

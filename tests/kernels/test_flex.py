@@ -90,6 +90,17 @@ def test_a_cpu_has_no_use_for_it():
     assert flex.unavailable(CPU) == "it is made for CUDA GPUs, not for cpu"
 
 
+def test_whether_it_works_is_found_out_where_nothing_is_differentiated_too(monkeypatch):
+    def attend(query, key, value, mask, **options):
+        return query + key + value
+
+    monkeypatch.setattr(flex, "attend", attend)
+    with torch.no_grad():
+        assert flex._fails.__wrapped__(CPU) == ""
+    monkeypatch.setattr(flex, "attend", lambda *a, **k: 1 / 0)
+    assert flex._fails.__wrapped__(CPU) == "it can't be compiled here (ZeroDivisionError)"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is compiled for a CUDA GPU")
 @pytest.mark.parametrize("window", [None, 100])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefopt.kernels import sequence_logprobs
+from prefopt.kernels import oracle, sequence_logprobs
 from prefopt.kernels.head import Head
 from prefopt.kernels.logprobs import token_logprobs
 from tests.kernels.problems import draw, error_ratios, run, truth
@@ -94,6 +94,40 @@ def test_logits_far_from_zero_stay_numbers(tiled, dtype, offset, train_weight):
     token.sum().backward()
     torch.testing.assert_close(token.detach().double(), torch.log_softmax(logits, 0), rtol=1e-6, atol=1e-6)
     assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("low", [0.0, -65.0, 75.0])
+@pytest.mark.parametrize("late", [0.0, 60.0, -60.0])
+def test_logits_may_lie_anywhere_and_rise_or_fall_along_the_vocabulary(tiled, dtype, low, late):
+    tiled.needs_rounding_to(dtype)
+    hidden, weight, target = draw(0, dtype, confidence=0.0, weight_size=0.2, n=6, h=8, v=40)
+    bias = torch.full((40,), low, dtype=dtype)
+    bias[25:] += late
+    got = run(lambda h, w, t: token_logprobs(h, t, Head(w, bias), tiled(4, 10, 2)), hidden, weight, target, True)
+    head = lambda w: Head(w, bias.double())  # noqa: E731
+    exact = run(lambda h, w, t: oracle.token_logprobs(h, t, head(w)), hidden.double(), weight.double(), target, True)
+    rounding = 0.02 if dtype == torch.bfloat16 else 2e-5
+    for mine, true in zip(got, exact, strict=True):
+        assert (mine - true).norm() <= rounding * max(1.0, true.norm().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+def test_indices_and_bias_may_be_columns_of_larger_tensors(tiled, dtype):
+    hidden, weight, target = draw(0, dtype, confidence=0.0, weight_size=0.2, n=6, h=8, v=40)
+    bias = torch.randn(40, dtype=dtype)
+    ids, biases = torch.stack([target.flip(0), target], 1), torch.stack([bias, -bias], 1)
+    segment = torch.zeros(6, dtype=torch.long)
+    plain = sequence_logprobs(hidden, weight, target, segment, 1, bias=bias, backend=tiled.name)
+    strided = sequence_logprobs(hidden, weight, ids[:, 1], segment, 1, bias=biases[:, 0], backend=tiled.name)
+    assert torch.equal(plain, strided)
+
+
+def test_small_logits_under_a_large_softcap_keep_their_digits(tiled):
+    hidden, weight, target = draw(0, torch.float32, confidence=0.0, weight_size=0.05, n=6, h=8, v=40)
+    token = token_logprobs(hidden, target, Head(weight, None, 1.0, 1e4), tiled(4, 16, 2))
+    exact = oracle.token_logprobs(hidden, target, Head(weight, None, 1.0, 1e4))
+    torch.testing.assert_close(token.double(), exact, rtol=0, atol=2e-6)
 
 
 def test_huge_logits_in_float32(tiled):

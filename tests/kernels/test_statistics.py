@@ -70,6 +70,17 @@ def test_a_token_that_the_model_is_sure_of_keeps_its_digits(tiled, dtype):
     assert found.top1.all()
 
 
+def test_a_target_that_the_model_can_not_say(tiled):
+    hidden, weight = torch.tensor([[1.0, 2.0]]), torch.eye(3, 2)
+    head = Head(weight, torch.tensor([0.0, 0.0, -math.inf]))
+    found = statistics.of_sums(hidden, torch.tensor([2]), head, tiled(2, 2, 2).sums(hidden, torch.tensor([2]), head))
+    exact = statistics.naive(oracle.all_logprobs(hidden, head), torch.tensor([2]))
+    assert found.logprob.item() == -math.inf
+    torch.testing.assert_close(found.entropy, exact.entropy, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.log_sum_p2, exact.log_sum_p2, rtol=1e-6, atol=0)
+    assert not found.top1
+
+
 def test_no_tokens_have_no_statistics(tiled):
     none = torch.zeros(0, dtype=torch.long)
     found = token_statistics(torch.zeros(0, 4), torch.randn(5, 4), none, backend=tiled.name)
