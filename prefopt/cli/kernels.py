@@ -102,41 +102,30 @@ def roofline(
     if as_json:
         print_json({"rows": rows, "gpus": {name: asdict(GPUS[name]) for name in wanted}})
         return
+    for name in wanted:
+        _print_predictions(GPUS[name], [row for row in rows if row["gpu"] == GPUS[name].name])
+    results().print("compute and memory: floors in ms; ms: the prediction; MiB: beside inputs and results.")
+
+
+def _print_predictions(gpu: Any, rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
     console = results()
-    for name in wanted:
-        found = GPUS[name]
-        console.print(
-            f"{found.name}: {found.teraflops:g} TFLOP/s, {found.bandwidth:g} GB/s ({found.source})",
-            highlight=False,
-            soft_wrap=True,
-        )
-        mine = [row for row in rows if row["gpu"] == found.name]
-        for what in dict.fromkeys(row["what"] for row in mine):
-            table = Table(
-                what,
-                "TFLOP",
-                "GB",
-                "compute",
-                "memory",
-                "ms",
-                "binds",
-                "MiB",
-                box=box.SIMPLE,
-                padding=(0, 1),
-                pad_edge=False,
-            )
-            table.columns[0].no_wrap = True
-            for row in (row for row in mine if row["what"] == what):
-                times = [f"{row[k]:,.1f}" for k in ("compute_ms", "memory_ms", "predicted_ms")]
-                table.add_row(
-                    row["path"], f"{row['gigaflops'] / 1e3:.1f}", f"{row['gigabytes']:.1f}", *times,
-                    row["binds"], f"{row['extra_mib']:,.0f}",
-                )  # fmt: skip
-            console.print(table)
-    console.print("compute and memory: floors in ms; ms: the prediction; MiB: beside inputs and results.")
+    console.print(
+        f"{gpu.name}: {gpu.teraflops:g} TFLOP/s, {gpu.bandwidth:g} GB/s ({gpu.source})", highlight=False, soft_wrap=True
+    )
+    for what in dict.fromkeys(row["what"] for row in rows):
+        names = (what, "TFLOP", "GB", "compute", "memory", "ms", "binds", "MiB")
+        table = Table(*names, box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+        table.columns[0].no_wrap = True
+        for row in (row for row in rows if row["what"] == what):
+            times = [f"{row[k]:,.1f}" for k in ("compute_ms", "memory_ms", "predicted_ms")]
+            table.add_row(
+                row["path"], f"{row['gigaflops'] / 1e3:.1f}", f"{row['gigabytes']:.1f}", *times,
+                row["binds"], f"{row['extra_mib']:,.0f}",
+            )  # fmt: skip
+        console.print(table)
 
 
 def _pick(option: str, value: str, choices: dict[str, Any]) -> Any:

@@ -107,7 +107,7 @@ def _aligned() -> Iterator[Variant]:
             )  # fmt: skip
         yield _variant("slopes" + words, "slope_kernel",
                        {**tile, "top_ptr": "*fp32", "share_ptr": "*fp32", **numbers}, flags, wide)  # fmt: skip
-        ends = ("top_ptr", "total_ptr", "logit_ptr", "logprob_ptr", "miss_ptr", "direction_ptr")
+        ends = ("top_ptr", "total_ptr", "logprob_ptr", "miss_ptr", "direction_ptr")
         strides = ("hidden_stride", "weight_row_stride", "weight_column_stride", "width")
         yield _variant(
             "finish" + words, "finish_kernel",

@@ -32,6 +32,17 @@ def _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS: tl.constexpr
 
 
 @triton.jit
+def _others(  # type: ignore[no-untyped-def]
+    at, bias_ptr, target_at, columns, inside, first, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Load a tile's row at `at` as logits, -inf at the target and past the end; return them and `1 - tanh^2`."""
+    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    z, slope = _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    return tl.where(inside & (first + columns != tl.load(target_at)), z, -float("inf")), slope
+
+
+@triton.jit
 def fold_kernel(  # type: ignore[no-untyped-def]
     tile_ptr,  # (n, v) products `h W^T`; with WRITE overwritten by exp(z - top) (1 - tanh^2), 0 at the target
     bias_ptr,  # (V,) shifted to the tile's first column, or anything without HAS_BIAS
@@ -59,10 +70,7 @@ def fold_kernel(  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     at = tile_ptr + row.to(tl.int64) * row_stride + columns
-    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    z, slope = _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
-    others = inside & (first + columns != tl.load(target_ptr + row))
-    z = tl.where(others, z, -float("inf"))
+    z, slope = _others(at, bias_ptr, target_ptr + row, columns, inside, first, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
     old = tl.load(top_ptr + row)
     highest = tl.max(z, axis=0)
     # The top moves only when it must: then few rows of the gradient's accumulator are touched between two products.
@@ -103,7 +111,6 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     target_ptr,  # (n,) int64
     top_ptr,  # (n,) float32
     total_ptr,  # (n,) float32
-    logit_ptr,  # (n,) float32, written: the target's logit
     logprob_ptr,  # (n,) float32, written
     miss_ptr,  # (n,) float32, written: 1 - p(target)
     direction_ptr,  # (n, H) float32: sum of exp(z - top) g W over the others -> d logprob / d h
@@ -146,7 +153,6 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     far = (logit - top) - tl.log(total + tl.exp(tl.minimum(logit - top, 80.0)))
     # A NaN makes every comparison false and must come out.
     logprob = tl.where(gap > 0, far, tl.where(gap <= 0, -log1p, gap))
-    tl.store(logit_ptr + row, logit)
     tl.store(logprob_ptr + row, logprob)
     tl.store(miss_ptr + row, tl.where(gap == gap, miss, gap))
     if WRITE:
@@ -181,10 +187,8 @@ def slope_kernel(  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     at = tile_ptr + row.to(tl.int64) * row_stride + columns
-    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    z, slope = _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    z, slope = _others(at, bias_ptr, target_ptr + row, columns, inside, first, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
     e = tl.exp(z - tl.load(top_ptr + row)) * tl.load(share_ptr + row) * slope
-    e = tl.where(first + columns != tl.load(target_ptr + row), e, 0.0)
     tl.store(at, e.to(tile_ptr.dtype.element_ty), mask=inside)
 
 

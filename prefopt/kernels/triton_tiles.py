@@ -57,7 +57,7 @@ class TritonWorkspace(Workspace):
     def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
         """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
         weight, count, target = self.head.weight, hidden.shape[0], target.contiguous()
-        logprob, miss, logit, rescale = hidden.new_empty(4, count, dtype=self.dtype)
+        logprob, miss, rescale = hidden.new_empty(3, count, dtype=self.dtype)
         top = torch.full_like(logprob, torch.finfo(self.dtype).min)
         total = torch.zeros_like(logprob)
         for first in range(0, weight.shape[0], self.tiles.columns):
@@ -74,7 +74,7 @@ class TritonWorkspace(Workspace):
                 self.add_product(direction, tile, weight[columns], 1)
         hidden = hidden.contiguous()
         kernels.finish_kernel[(count,)](
-            hidden, weight, self._bias(0), target, top, total, logit, logprob, miss,
+            hidden, weight, self._bias(0), target, top, total, logprob, miss,
             hidden if direction is None else direction, hidden.stride(0), weight.stride(0), weight.stride(1),
             hidden.shape[1], **self._options(), WRITE=direction is not None, **_by_width(hidden),
         )  # fmt: skip
