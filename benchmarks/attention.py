@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from prefopt.kernels.attention import shared_prompt_attention  # noqa: E402
-from prefopt.records import GroupLayout, Layout  # noqa: E402
+from prefopt.records import Layout  # noqa: E402
 
 Shape = Sequence[tuple[int, Sequence[int]]]
 
@@ -39,15 +39,6 @@ SHAPES: dict[str, Shape] = {
     "2 groups: prompt 1200, completions 600 and 800": [(1200, (600, 800))] * 2,
 }  # fmt: skip
 HEADS, KV_HEADS, SIZE = 9, 3, 64
-
-
-def layout_of(shape: Shape) -> Layout:
-    groups: list[GroupLayout] = []
-    start = 0
-    for prompt, completions in shape:
-        groups.append(GroupLayout(start, prompt, tuple(completions)))
-        start = groups[-1].stop
-    return Layout(tuple(groups))
 
 
 def sequences(layout: Layout) -> list[Tensor]:
@@ -83,7 +74,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 def measure(shape: Shape, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """Return ours over each peer's time: median, least and most."""
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     rows = sequences(layout)
     leaves = [
         torch.randn(1, heads, layout.tokens, SIZE, dtype=dtype, requires_grad=True)

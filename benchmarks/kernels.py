@@ -5,7 +5,9 @@
 
 Each contender runs in a process of its own, in turn. Its time is divided by that of the bare matrix products that it
 needs (one to score, two with the gradient of the hidden states), taken right before and right after it in the same
-process. The table goes to stdout and its last line is JSON.
+process. They write to memory that is there already, and are nothing but arithmetic; to score, the same is said of
+`hidden @ weight.T` as one writes it, which takes new memory for its logits. The table goes to stdout and its last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -145,8 +147,15 @@ def measure(job: Job) -> dict[str, Any]:
         one_product()
         torch.mm(logits, weight, out=back)
 
+    def written_product() -> None:
+        hidden @ weight.T
+
     ratios = {}
-    for name, run, bare in (("alone", alone, one_product), ("with_gradient", with_gradient, two_products)):
+    for name, run, bare in (
+        ("alone", alone, one_product),
+        ("alone_as_written", alone, written_product),
+        ("with_gradient", with_gradient, two_products),
+    ):
         run()
         bare()
         ratios[name] = spread([paired(run, bare, job.device) for _ in range(job.repeats)])
@@ -251,10 +260,11 @@ def show(name: str, result: dict[str, Any]) -> None:
     if reason := result.get("absent") or result.get("failed"):
         print(f"  {name:28} -: {reason}", flush=True)
         return
-    alone, gradient = (result["ratio"][k] for k in ("alone", "with_gradient"))
+    alone, written, gradient = (result["ratio"][k] for k in ("alone", "alone_as_written", "with_gradient"))
     memory, error = result["memory_mib"], result["error"]
     print(
-        f"  {name:28} {alone['median']:5.2f} ({alone['min']:.2f} .. {alone['max']:.2f}) {memory['alone']:6.0f} MiB   "
+        f"  {name:28} {alone['median']:5.2f} ({alone['min']:.2f} .. {alone['max']:.2f}) {memory['alone']:6.0f} MiB, "
+        f"{written['median']:5.2f} of `hidden @ weight.T`   "
         f"{gradient['median']:5.2f} ({gradient['min']:.2f} .. {gradient['max']:.2f}) {memory['with_gradient']:6.0f} MiB"
         f"   error {error['logprob']:.1e} nats, gradient {error['gradient']:.1e}",
         flush=True,

@@ -6,6 +6,7 @@ row, R rows, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -60,6 +61,16 @@ class Layout:
 
     groups: tuple[GroupLayout, ...]
     plans: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, shape: Iterable[tuple[int, Sequence[int]]]) -> Layout:
+        """Return the layout of groups side by side, from the lengths of each one's prompt and completions."""
+        groups: list[GroupLayout] = []
+        start = 0
+        for prompt, completions in shape:
+            groups.append(GroupLayout(start, prompt, tuple(completions)))
+            start = groups[-1].stop
+        return cls(tuple(groups))
 
     @property
     def tokens(self) -> int:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from prefopt.kernels.divergence import token_divergences
 from prefopt.kernels.head import Head
-from prefopt.kernels.logprobs import sequence_logprobs, token_statistics
+from prefopt.kernels.logprobs import (
+    PolicyReferenceLogprobs,
+    policy_reference_logprobs,
+    sequence_logprobs,
+    token_statistics,
+)
 from prefopt.kernels.statistics import TokenStatistics
 
-__all__ = ["Head", "TokenStatistics", "sequence_logprobs", "token_divergences", "token_statistics"]
+__all__ = [
+    "Head",
+    "PolicyReferenceLogprobs",
+    "TokenStatistics",
+    "policy_reference_logprobs",
+    "sequence_logprobs",
+    "token_divergences",
+    "token_statistics",
+]

@@ -11,6 +11,7 @@ import torch
 
 from prefopt.kernels.head import Backend, Head
 from prefopt.kernels.tiles import TorchTiles
+from prefopt.kernels.workspace import Tiles
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +39,18 @@ def check(name: BackendName, device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError(f"backend is 'triton', but {absent}; use 'auto' or 'torch'.")
 
 
-def choose(name: BackendName, device: torch.device, dtype: torch.dtype) -> Backend:
-    """Return the backend of that name, which `check` has let through."""
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """Return the backend of that name, which `check` has let through.
+
+    In tests the size of its tiles may follow: "torch 64 512 32" for rows, columns and block.
+    """
+    name, *sizes = name.split()
+    tiles = Tiles(*map(int, sizes)) if sizes else None
     if name == "triton" or (name == "auto" and recommend(device, dtype).name == "triton"):
         from prefopt.kernels.triton_tiles import TritonTiles
 
-        return TritonTiles()
-    return TorchTiles()
+        return TritonTiles(tiles)
+    return TorchTiles(tiles)
 
 
 def _absent(device: torch.device, dtype: torch.dtype) -> str:

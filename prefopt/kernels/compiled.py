@@ -22,8 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from prefopt.kernels import triton_kernels as kernels
-from prefopt.kernels.tiles import GPU_TILE
 from prefopt.kernels.triton_tiles import SLACK, WIDTH, launch
+from prefopt.kernels.workspace import GPU_TILE
 
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}
 """Compute capability -> bytes of shared memory that one block may use (CUDA C++ Programming Guide, table "Technical

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefopt.kernels.head import Head, accumulation_dtype
-from prefopt.kernels.tiles import Tiles, finish_logits, slices
+from prefopt.kernels.workspace import Tiles, finish_logits, slices
 
 Direction = Literal["reference_policy", "policy_reference"]
 

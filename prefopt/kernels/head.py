@@ -44,6 +44,17 @@ class TokenScores(NamedTuple):
     """`sum of exp(z - top)` over the others."""
 
 
+class BothScores(NamedTuple):
+    """What one sweep finds for the same targets from two models' hidden states."""
+
+    scores: TokenScores
+    """Of the policy."""
+    direction: Tensor | None
+    """The policy's `d logprob_t / d h_t`, (N, H) in the accumulation dtype; None where it was not asked."""
+    reference: Tensor
+    """The reference's log-probs, (N,) in the accumulation dtype."""
+
+
 class TokenSums(NamedTuple):
     """What statistics of a token's whole distribution are made from, over the others. All (N,), accumulation dtype."""
 
@@ -71,13 +82,18 @@ class HeadGradients(NamedTuple):
 
 
 class Backend(Protocol):
-    """How log-probs and their gradients are computed; called by `logprobs` alone."""
+    """How log-probs and their gradients are computed; called by `ops` and `logprobs` alone."""
 
     def score(self, hidden: Tensor, target: Tensor, head: Head) -> TokenScores:
         """Score `target` (N,) int64 from `hidden` (N, H) without any gradient: 2NHV flops, no N x H buffer."""
 
     def score_with_direction(self, hidden: Tensor, target: Tensor, head: Head) -> tuple[TokenScores, Tensor]:
         """Return also `d logprob_t / d h_t`, (N, H) in the accumulation dtype: 4NHV flops. Same scores, same bits."""
+
+    def score_both(
+        self, policy: Tensor, reference: Tensor, target: Tensor, head: Head, *, with_direction: bool
+    ) -> BothScores:
+        """Score two models' hidden states, (N, H) each, by products over both, so that the weight is read once."""
 
     def sums(self, hidden: Tensor, target: Tensor, head: Head) -> TokenSums:
         """Return what `statistics` needs, without any gradient: 2NHV flops."""

@@ -6,19 +6,30 @@ Letters: N scored tokens, S completions, H hidden, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from prefopt.errors import nearest
-from prefopt.kernels import backends, oracle, statistics
+from prefopt.kernels import backends, ops, oracle, statistics
 from prefopt.kernels.backends import BackendName
-from prefopt.kernels.head import Backend, Head, TokenScores, accumulation_dtype
+from prefopt.kernels.head import Head, accumulation_dtype
 from prefopt.kernels.statistics import TokenStatistics
 
 Reduction = Literal["sum", "mean", "none"]
 
+
+class PolicyReferenceLogprobs(NamedTuple):
+    """Log-probs of the same completions under two models, (S,) each: float32, or float64 for float64 input; nats."""
+
+    policy: Tensor
+    """Differentiable once."""
+    reference: Tensor
+
+
+_REDUCTIONS = get_args(Reduction)
+_BACKENDS = get_args(BackendName)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _OPAQUE = ("Params4bit", "Int8Params", "DTensor")
 
@@ -59,16 +70,58 @@ def sequence_logprobs(
         ValueError: a shape, dtype, device, index or option that can't be used; nothing is computed before.
 
     """
-    head = _check(hidden, weight, target, segment, num_segments, bias, softcap, logit_scale, reduction, backend)
-    target, segment = target.long(), segment.long()
-    with torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
-        if backend == "oracle":
-            token = oracle.token_logprobs(hidden, target, head)
-            result = oracle.reduce_segments(token, segment, num_segments, reduction)
-        else:
-            token = token_logprobs(hidden, target, head, backends.choose(backend, hidden.device, hidden.dtype))
-            result = _reduce_segments(token, segment, num_segments, reduction)
+    head = _check(hidden, weight, target, segment, bias, softcap, logit_scale, backend)
+    target, segment = _check_segments(target, segment, num_segments, head, reduction)
+    if backend == "oracle":
+        token = oracle.token_logprobs(hidden, target, head)
+        result = oracle.reduce_segments(token, segment, num_segments, reduction)
+    else:
+        token = token_logprobs(hidden, target, head, backend)
+        result = _reduce_segments(token, segment, num_segments, reduction)
     return result.to(accumulation_dtype(hidden.dtype))
+
+
+def policy_reference_logprobs(
+    policy: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    segment: Tensor,
+    num_segments: int,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    reduction: Reduction = "sum",
+    backend: BackendName = "auto",
+) -> PolicyReferenceLogprobs:
+    """Return the log-probs of the same completions under two models that share a head, in one sweep over its weight.
+
+    The products are over the hidden states of both, so each tile of the weight is read once while 2N rows fit one tile
+    of logits. Equal hidden states get equal log-probs, bit for bit.
+
+    Args:
+        policy: (N, H), as `hidden` of `sequence_logprobs`, like all arguments that are not named here.
+        reference: (N, H) in policy's dtype; no gradient reaches it.
+
+    Raises:
+        ValueError: as `sequence_logprobs`.
+
+    """
+    head = _check(policy, weight, target, segment, bias, softcap, logit_scale, backend)
+    if (reference.shape, reference.dtype, reference.device) != (policy.shape, policy.dtype, policy.device):
+        raise ValueError(
+            f"reference is {tuple(reference.shape)} {_dtype(reference)} on {reference.device} and policy "
+            f"{tuple(policy.shape)} {_dtype(policy)} on {policy.device}; they must be alike."
+        )
+    target, segment = _check_segments(target, segment, num_segments, head, reduction)
+    if backend == "oracle":
+        tokens = [oracle.token_logprobs(x, target, head) for x in (policy, reference.detach())]
+        found = [oracle.reduce_segments(token, segment, num_segments, reduction) for token in tokens]
+    else:
+        tokens = _score(policy, reference.detach(), target, head, backend)
+        found = [_reduce_segments(token, segment, num_segments, reduction) for token in tokens]
+    return PolicyReferenceLogprobs(*(x.to(accumulation_dtype(policy.dtype)) for x in found))
 
 
 def token_statistics(
@@ -85,8 +138,9 @@ def token_statistics(
 
     Arguments and errors are those of `sequence_logprobs`. One sweep over the vocabulary gives all of it: 2NHV flops.
     """
-    head = _check(hidden, weight, target, torch.zeros_like(target), 1, bias, softcap, logit_scale, "none", backend)
-    target = target.long()
+    segment = torch.zeros_like(target)
+    head = _check(hidden, weight, target, segment, bias, softcap, logit_scale, backend)
+    target, _ = _check_segments(target, segment, 1, head, "none")
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
         if backend == "oracle":
             found = statistics.naive(oracle.all_logprobs(hidden, head), target)
@@ -98,61 +152,20 @@ def token_statistics(
     return TokenStatistics(logprob.to(dtype), entropy.to(dtype), log_sum_p2.to(dtype), top1)
 
 
-def token_logprobs(hidden: Tensor, target: Tensor, head: Head, backend: Backend) -> Tensor:
+def token_logprobs(hidden: Tensor, target: Tensor, head: Head, backend: str) -> Tensor:
     """Return `log p(target)`, (N,) float32 or float64, nats, differentiable once; arguments are taken as valid."""
-    inputs = (hidden, head.weight, head.bias)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        return TokenLogprobs.apply(*inputs, target, head.scale, head.softcap, backend)
-    return backend.score(hidden, target, head).logprob
+    return _score(hidden, None, target, head, backend)[0]
 
 
-class TokenLogprobs(torch.autograd.Function):
-    """The one autograd function of the fused head, over any backend."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        scale: float,
-        softcap: float | None,
-        backend: Backend,
-    ) -> Tensor:
-        """Score the targets and keep what the backward pass needs."""
-        head = Head(weight, bias, scale, softcap)
-        ctx.frozen_head = not any(ctx.needs_input_grad[1:3])
-        if ctx.frozen_head:
-            scores, direction = backend.score_with_direction(hidden, target, head)
-            ctx.save_for_backward(direction)
-            ctx.dtype, ctx.backend = hidden.dtype, backend
-        else:
-            scores = backend.score(hidden, target, head)
-            ctx.save_for_backward(hidden, weight, bias, target, *scores)
-            ctx.options = (scale, softcap, backend)
-        return scores.logprob
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the direction of each token, or recompute the logits for a head in training."""
-        # The engine enables gradients here for create_graph only. Without this a second derivative would lack its part.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "sequence_logprobs can be differentiated once, and create_graph=True asks for more; compute second "
-                "derivatives of small cases with backend='oracle'."
-            )
-        rest = (None,) * 4
-        if ctx.frozen_head:
-            (direction,) = ctx.saved_tensors
-            return ctx.backend.scale_rows(direction, upstream, ctx.dtype), None, None, *rest
-        hidden, weight, bias, target, *kept = ctx.saved_tensors
-        scale, softcap, backend = ctx.options
-        scores = TokenScores(*kept)
-        needs = ctx.needs_input_grad[:3]
-        with torch.autocast(hidden.device.type, enabled=False):
-            gradients = backend.gradients(hidden, target, Head(weight, bias, scale, softcap), scores, upstream, needs)
-        return *gradients, *rest
+def _score(hidden: Tensor, reference: Tensor | None, target: Tensor, head: Head, backend: str) -> list[Tensor]:
+    """Return `log p(target)` of `hidden` and, (0,) without one, of `reference`; no gradient reaches the latter."""
+    parts = (head.weight, head.bias, target, head.scale, head.softcap, backend)
+    trained = any(x is not None and x.requires_grad for x in (head.weight, head.bias))
+    if torch.is_grad_enabled() and hidden.requires_grad and not trained:
+        token, _, others = ops.token_directions(hidden, reference, *parts)
+    else:
+        token, *_, others = ops.token_scores(hidden, reference, *parts)
+    return [token, others]
 
 
 def _reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:
@@ -172,34 +185,34 @@ def _check(
     weight: Tensor,
     target: Tensor,
     segment: Tensor,
-    num_segments: int,
     bias: Tensor | None,
     softcap: float | None,
     logit_scale: float,
-    reduction: str,
     backend: BackendName,
 ) -> Head:
-    """Check all arguments and return the head that they describe."""
-    _check_options(num_segments, softcap, logit_scale, reduction, backend)
-    _check_tensors(hidden, weight, bias, target, segment)
-    backends.check(backend, hidden.device, hidden.dtype)
-    _check_indices(target.long(), segment.long(), weight.shape[0], num_segments)
-    return Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
-
-
-def _check_options(num_segments: int, softcap: float | None, logit_scale: float, reduction: str, backend: str) -> None:
-    if isinstance(num_segments, bool) or not isinstance(num_segments, int) or num_segments < 0:
-        raise ValueError(f"num_segments is {num_segments!r}; it must be an integer of at least 0.")
+    """Check the arguments that every function here has, and return the head that they describe."""
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"softcap is {softcap}; it must be a finite number above 0, or None for no softcap.")
     if not math.isfinite(logit_scale):
         raise ValueError(f"logit_scale is {logit_scale}; it must be a finite number.")
-    if reduction not in get_args(Reduction):
-        hint = nearest(reduction, get_args(Reduction))
-        raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
-    if backend not in get_args(BackendName):
-        hint = nearest(backend, get_args(BackendName))
+    if backend not in _BACKENDS:
+        hint = nearest(backend, _BACKENDS)
         raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'torch' or 'oracle'{hint}.")
+    _check_tensors(hidden, weight, bias, target, segment)
+    backends.check(backend, hidden.device, hidden.dtype)
+    return Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
+
+
+def _check_segments(
+    target: Tensor, segment: Tensor, num_segments: int, head: Head, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Check `target` and `segment` by their values too; return both in int64."""
+    if isinstance(num_segments, bool) or not isinstance(num_segments, int) or num_segments < 0:
+        raise ValueError(f"num_segments is {num_segments!r}; it must be an integer of at least 0.")
+    if reduction not in _REDUCTIONS:
+        hint = nearest(reduction, _REDUCTIONS)
+        raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
+    return ops.checked_indices(target, segment, head.weight.shape[0], num_segments)
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:
@@ -237,27 +250,6 @@ def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: 
     for name, other in (("weight", weight), ("bias", bias), ("target", target), ("segment", segment)):
         if other is not None and other.device != hidden.device:
             raise ValueError(f"{name} is on {other.device} but hidden is on {hidden.device}; move them together.")
-
-
-def _check_indices(target: Tensor, segment: Tensor, vocabulary: int, num_segments: int) -> None:
-    if target.numel() == 0:
-        return
-    falls = (segment.diff() < 0).any()
-    # One transfer from the device for all of it.
-    facts = torch.stack([*target.aminmax(), *segment.aminmax(), falls.long()]).tolist()
-    low, high, first, last, descends = facts
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"target holds {low if low < 0 else high}; every entry must be from 0 to {vocabulary - 1}, so leave "
-            "masked positions (-100) out of hidden and target."
-        )
-    if first < 0 or last >= num_segments:
-        raise ValueError(
-            f"segment holds {first if first < 0 else last}; every entry must be from 0 to num_segments - 1 = "
-            f"{num_segments - 1}."
-        )
-    if descends:
-        raise ValueError("segment must ascend: sort the tokens so that those of one completion stand together.")
 
 
 def _dtype(x: Tensor) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from prefopt.kernels.tiles import GPU_TILE
+from prefopt.kernels.workspace import GPU_TILE
 
 VENDOR = 0.75
 """Share of the peak that the vendor's product reaches on tiles like ours."""

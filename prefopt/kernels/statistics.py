@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prefopt.kernels.head import Head, TokenSums, accumulation_dtype
-from prefopt.kernels.tiles import slices, target_logits
+from prefopt.kernels.workspace import slices, target_logits
 
 
 class TokenStatistics(NamedTuple):

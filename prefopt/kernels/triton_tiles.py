@@ -14,7 +14,8 @@ from torch import Tensor
 
 from prefopt.kernels import triton_kernels as kernels
 from prefopt.kernels.head import Head, TokenScores, TokenSums
-from prefopt.kernels.tiles import GPU_TILE, Others, Tiles, TorchTiles, Workspace
+from prefopt.kernels.tiles import TorchTiles
+from prefopt.kernels.workspace import GPU_TILE, Others, RowTargets, Tiles, Workspace
 
 SLACK = 8.0
 """How far a logit may rise above the top before the top moves: exp(8) is far from any dtype's end."""
@@ -32,11 +33,11 @@ def launch(columns: int) -> dict[str, int]:
 
 
 class TritonWorkspace(Workspace):
-    """The buffers that every tile reuses, and the kernels on one tile."""
+    """The buffers that every tile of `count` rows reuses, and the kernels on one tile."""
 
-    def __init__(self, hidden: Tensor, head: Head, tiles: Tiles) -> None:
+    def __init__(self, hidden: Tensor, head: Head, tiles: Tiles, count: int) -> None:
         vocabulary, width = head.weight.shape
-        rows, columns = max(1, min(tiles.rows, hidden.shape[0])), min(tiles.columns, vocabulary)
+        rows, columns = max(1, min(tiles.rows, count)), min(tiles.columns, vocabulary)
         self.head, self.tiles = head, Tiles(rows, columns, rows)
         self.bias = None if head.bias is None else head.bias.contiguous()
         self.low = hidden.new_empty(rows * columns)
@@ -55,29 +56,33 @@ class TritonWorkspace(Workspace):
             torch.addmm(total, left, right, alpha=sign, out_dtype=torch.float32, out=total)
 
     def score_rows(self, hidden: Tensor, target: Tensor, direction: Tensor | None) -> TokenScores:
-        """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (n, H)."""
+        """Sweep the vocabulary for one tile of rows, n of them; fills `direction` (m, H) for the first m."""
         weight, count, target = self.head.weight, hidden.shape[0], target.contiguous()
         logprob, miss, rescale = hidden.new_empty(3, count, dtype=self.dtype)
         top = torch.full_like(logprob, torch.finfo(self.dtype).min)
         total = torch.zeros_like(logprob)
+        kept = 0 if direction is None else direction.shape[0]
+        parts = [(slice(start, stop), stop == kept) for start, stop in ((0, kept), (kept, count)) if start < stop]
         for first in range(0, weight.shape[0], self.tiles.columns):
             columns = slice(first, first + self.tiles.columns)
             tile = self.logits(hidden, columns)
-            kernels.fold_kernel[(count,)](
-                tile, self._bias(first), target, top, total, rescale, total, total, total, first, tile.shape[1],
-                tile.stride(0), **self._options(), SLACK=SLACK, WRITE=direction is not None, STATISTICS=False,
-                **launch(self.tiles.columns),
-            )  # fmt: skip
+            for part, write in parts:
+                kernels.fold_kernel[(part.stop - part.start,)](
+                    tile[part], self._bias(first), target[part], top[part], total[part], rescale[part], total, total,
+                    total, first, tile.shape[1], tile.stride(0), **self._options(), SLACK=SLACK, WRITE=write,
+                    STATISTICS=False, **launch(self.tiles.columns),
+                )  # fmt: skip
             if direction is not None:
                 if first:
-                    kernels.rescale_kernel[(count,)](direction, rescale, direction.shape[1], **_by_width(direction))
-                self.add_product(direction, tile, weight[columns], 1)
+                    kernels.rescale_kernel[(kept,)](direction, rescale, direction.shape[1], **_by_width(direction))
+                self.add_product(direction, tile[:kept], weight[columns], 1)
         hidden = hidden.contiguous()
-        kernels.finish_kernel[(count,)](
-            hidden, weight, self._bias(0), target, top, total, logprob, miss,
-            hidden if direction is None else direction, hidden.stride(0), weight.stride(0), weight.stride(1),
-            hidden.shape[1], **self._options(), WRITE=direction is not None, **_by_width(hidden),
-        )  # fmt: skip
+        for part, write in parts:
+            kernels.finish_kernel[(part.stop - part.start,)](
+                hidden[part], weight, self._bias(0), target[part], top[part], total[part], logprob[part], miss[part],
+                hidden if direction is None else direction, hidden.stride(0), weight.stride(0), weight.stride(1),
+                hidden.shape[1], **self._options(), WRITE=write, **_by_width(hidden),
+            )  # fmt: skip
         return TokenScores(logprob, miss, top, total)
 
     def sum_rows(self, hidden: Tensor, target: Tensor) -> TokenSums:
@@ -94,11 +99,13 @@ class TritonWorkspace(Workspace):
             )  # fmt: skip
         return TokenSums(top, total, weighted, squares, highest)
 
-    def slopes(self, hidden: Tensor, others: Others, rows: slice, columns: slice, d_bias: Tensor | None) -> Tensor:
+    def slopes(
+        self, hidden: Tensor, targets: RowTargets, others: Others, rows: slice, columns: slice, d_bias: Tensor | None
+    ) -> Tensor:
         """Return a tile of `factor * softmax_others(v) g_v`, (n, v), 0 at the target; take it from `d_bias` (V,)."""
         tile = self.logits(hidden, columns)
         kernels.slope_kernel[(tile.shape[0],)](
-            tile, self._bias(columns.start), others.target[rows].contiguous(), others.top[rows], others.share[rows],
+            tile, self._bias(columns.start), targets.target, others.top[rows], others.share[rows],
             columns.start, tile.shape[1], tile.stride(0), **self._options(), **launch(self.tiles.columns),
         )  # fmt: skip
         if d_bias is not None:

@@ -86,7 +86,8 @@ class PackedModel:
             hidden = self._causal.shared_hidden(*self._of_a_size_that_repeats(pack, pack.layout))
         else:
             real = (torch.ones_like(pack.tokens) if pack.mask is None else pack.mask).bool()
-            layout = _layout_of_rows(real)
+            # Rows side by side: each is a prompt without completions.
+            layout = Layout.of((length, ()) for length in real.sum(1).tolist())
             found = self._causal.shared_hidden(pack.tokens[real][None], pack.position[real][None], layout)
             hidden = found.new_zeros(*real.shape, found.shape[-1]).masked_scatter(real[..., None], found)
         if hidden.requires_grad:
@@ -122,16 +123,6 @@ class PackedModel:
         """Refuse a backward pass that would run the forward pass again with the model's own attention."""
         if any(getattr(module, "gradient_checkpointing", False) for module in self._causal.backbone.modules()):
             self._check_attached("the backward pass with activation checkpointing")
-
-
-def _layout_of_rows(real: Tensor) -> Layout:
-    """Return the layout of right-padded rows laid side by side: each is a prompt without completions."""
-    groups: list[GroupLayout] = []
-    start = 0
-    for length in real.sum(1).tolist():
-        groups.append(GroupLayout(start, length, ()))
-        start += length
-    return Layout(tuple(groups))
 
 
 class _Scored(torch.autograd.Function):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels.py"
+ONE_SWEEP = BENCHMARK.with_name("one_sweep.py")
 
 
 def test_contenders_are_measured_against_float64_and_drawn(tmp_path):
@@ -25,6 +26,16 @@ def test_contenders_are_measured_against_float64_and_drawn(tmp_path):
             assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     assert rows["CCE"]["absent"]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_sweep_is_compared_with_two(tmp_path):
+    command = [sys.executable, str(ONE_SWEEP), "--tokens", "8", "--tokens", "40", "--hidden", "16", "--vocab", "300",
+               "--repeats", "2", "--threads", "1"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert list(found) == ["8", "40"]
+    assert all(0 < ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in found.values())
 
 
 def test_the_benchmarks_folder_does_not_shadow_the_package_kernels():

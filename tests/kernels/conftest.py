@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prefopt.kernels import backends
 from prefopt.kernels.head import Head
 from prefopt.kernels.logprobs import token_logprobs
-from prefopt.kernels.tiles import Tiles, TorchTiles
 
 
 class Tiled:
-    """A backend with tiles of any size."""
+    """A backend; called with sizes, the text that `token_logprobs` takes for it with tiles of those sizes."""
 
     def __init__(self, name: str, interpreted: bool) -> None:
         self.name = name
@@ -23,12 +23,11 @@ class Tiled:
             pytest.skip("Triton's interpreter does not round to bfloat16, it truncates")
 
     def __call__(self, rows: int, columns: int, block: int = 1):
-        tiles = Tiles(rows, columns, block)
-        if self.name == "torch":
-            return TorchTiles(tiles)
-        from prefopt.kernels.triton_tiles import TritonTiles
+        return f"{self.name} {rows} {columns} {block}"
 
-        return TritonTiles(tiles)
+    def make(self, rows: int, columns: int, block: int = 1):
+        """The backend itself, which knows its device from what it is given."""
+        return backends.choose(self(rows, columns, block), torch.device("cpu"), torch.float32)
 
     def fused(self, hidden, weight, target):
         return token_logprobs(hidden, target, Head(weight), self(64, 512, 32))

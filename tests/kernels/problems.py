@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import torch
@@ -10,7 +9,12 @@ import torch
 from prefopt.kernels import oracle
 from prefopt.kernels.head import Head
 
-INTERPRETED = importlib.util.find_spec("triton") is not None and __import__("triton").knobs.runtime.interpret
+try:
+    import triton
+
+    INTERPRETED = triton.knobs.runtime.interpret
+except ImportError:
+    INTERPRETED = False
 """Triton's kernels run on the CPU, some 10 ms a row."""
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

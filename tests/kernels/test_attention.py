@@ -13,7 +13,7 @@ from prefopt.errors import ModelError
 from prefopt.kernels import attention, attention_plan
 from prefopt.kernels.attention import SHARED_PROMPT, register, shared_prompt_attention
 from prefopt.kernels.shapes import COUNTS, rounded
-from prefopt.records import GroupLayout, Layout
+from prefopt.records import Layout
 
 Shape = Sequence[tuple[int, Sequence[int]]]
 
@@ -27,15 +27,6 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut sequences above 7 tokens into chunks of 3, so that tiny layouts see what long ones do."""
     monkeypatch.setattr(attention_plan, "_LONG", 6)
     monkeypatch.setattr(attention_plan, "_CHUNK", 3)
-
-
-def layout_of(shape: Shape) -> Layout:
-    groups: list[GroupLayout] = []
-    start = 0
-    for prompt, completions in shape:
-        groups.append(GroupLayout(start, prompt, tuple(completions)))
-        start = groups[-1].stop
-    return Layout(tuple(groups))
 
 
 def brute_force_mask(shape: Shape, window: int | None) -> Tensor:
@@ -78,7 +69,7 @@ def inputs(
 
 def realised_mask(shape: Shape, window: int | None) -> Tensor:
     """What the attention looked at: equal scores, and values that name their token."""
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     zero = torch.zeros(1, 1, layout.tokens, 1, dtype=torch.float64)
     names = torch.eye(layout.tokens, dtype=torch.float64)[None, None]
     out, _ = shared_prompt_attention(CALLER, zero, zero, names, None, layout=layout, sliding_window=window)
@@ -102,7 +93,7 @@ def test_tiles_of_few_shapes_see_the_same(shape: Shape, window: int | None, sink
         expected = allowed / allowed.sum(1, keepdim=True)
         torch.testing.assert_close(realised_mask(shape, window), expected, rtol=0, atol=1e-14)
         plan = attention_plan.build_plan(
-            layout_of(shape), heads=2, kv_heads=1, window=window, sinks=sinks, device=torch.device("cpu"),
+            Layout.of(shape), heads=2, kv_heads=1, window=window, sinks=sinks, device=torch.device("cpu"),
             dtype=torch.float64,
         )  # fmt: skip
     for tile in plan.tiles:
@@ -131,7 +122,7 @@ def test_outputs_and_gradients_are_those_of_dense_attention(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     tensors = inputs(layout.tokens, *heads)
     sinks = torch.randn(heads[0], dtype=torch.float64, requires_grad=True) if with_sinks else None
     with pytest.MonkeyPatch.context() as patch:
@@ -153,7 +144,7 @@ def test_outputs_and_gradients_are_those_of_dense_attention(
 def test_the_default_scale_is_that_of_the_head_size() -> None:
     shape = [(4, [3, 2])]
     tensors = inputs(9, 2, 1)
-    out, _ = shared_prompt_attention(CALLER, *tensors, None, layout=layout_of(shape))
+    out, _ = shared_prompt_attention(CALLER, *tensors, None, layout=Layout.of(shape))
     torch.testing.assert_close(out, dense(*tensors, brute_force_mask(shape, None), 5**-0.5, None, None))
 
 
@@ -165,7 +156,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 def test_in_bfloat16_it_is_as_close_to_the_truth_as_eager_attention(cap: float | None) -> None:
     torch.manual_seed(0)
     shape = [(40, [25, 30, 12]), (60, [20, 35]), (9, [3] * 8)]
-    layout, mask = layout_of(shape), brute_force_mask(shape, None)
+    layout, mask = Layout.of(shape), brute_force_mask(shape, None)
     rounded = inputs(layout.tokens, 6, 2, size=64, value_size=64, dtype=torch.bfloat16)
     exact = [x.detach().double().requires_grad_() for x in rounded]
     upstream = torch.randn(1, layout.tokens, 6, 64, dtype=torch.bfloat16)
@@ -182,7 +173,7 @@ def test_in_bfloat16_it_is_as_close_to_the_truth_as_eager_attention(cap: float |
 
 def test_changing_one_completion_leaves_all_other_bits_alone() -> None:
     torch.manual_seed(0)
-    layout = layout_of([(7, [5, 4, 5]), (3, [6, 5])])
+    layout = Layout.of([(7, [5, 4, 5]), (3, [6, 5])])
     tensors = [x.detach() for x in inputs(layout.tokens, 4, 2, dtype=torch.float32)]
     before, _ = shared_prompt_attention(CALLER, *tensors, None, layout=layout)
     changed = slice(12, 16)
@@ -196,7 +187,7 @@ def test_changing_one_completion_leaves_all_other_bits_alone() -> None:
 def test_a_dropped_probability_is_dropped_in_the_gradient_too() -> None:
     torch.manual_seed(0)
     shape = [(30, [20, 20])]
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     zero = torch.zeros(1, 1, 70, 1, dtype=torch.float64)
     names = torch.eye(70, dtype=torch.float64)[None, None].requires_grad_()
     out, _ = shared_prompt_attention(CALLER, zero, zero, names, None, layout=layout, dropout=0.25)
@@ -210,7 +201,7 @@ def test_a_dropped_probability_is_dropped_in_the_gradient_too() -> None:
 
 
 def test_gradients_with_dropout_are_those_of_the_same_draw() -> None:
-    layout = layout_of([(2, [2, 1])])
+    layout = Layout.of([(2, [2, 1])])
     tensors = inputs(5, 2, 1, size=2, value_size=2)
 
     def loss(*x: Tensor) -> Tensor:
@@ -224,7 +215,7 @@ def test_plans_are_made_once_and_kept_with_their_layout(monkeypatch: pytest.Monk
     made: list[Any] = []
     build = attention.build_plan
     monkeypatch.setattr(attention, "build_plan", lambda *a, **k: made.append(k["window"]) or build(*a, **k))
-    first, second = layout_of([(5, [4, 3])]), layout_of([(5, [4, 3])])
+    first, second = Layout.of([(5, [4, 3])]), Layout.of([(5, [4, 3])])
     tensors = inputs(12, 2, 1)
     for layout, window in [(first, None), (first, None), (first, 4), (first, 9), (second, None), (first, 4)]:
         shared_prompt_attention(CALLER, *tensors, None, layout=layout, sliding_window=window)
@@ -238,14 +229,14 @@ def test_little_is_computed_for_padding(monkeypatch: pytest.MonkeyPatch) -> None
     shape = [(45, lengths)]
     needed = int(brute_force_mask(shape, None).sum()) * 9
     options: dict[str, Any] = {"window": None, "sinks": False, "device": torch.device("cpu"), "dtype": torch.bfloat16}
-    plan = attention_plan.build_plan(layout_of(shape), heads=9, kv_heads=3, **options)
+    plan = attention_plan.build_plan(Layout.of(shape), heads=9, kv_heads=3, **options)
     assert plan.scores < 2.5 * needed  # one block for the whole group would be 30 times of it
-    long = attention_plan.build_plan(layout_of([(2000, [])]), heads=9, kv_heads=3, **options)
+    long = attention_plan.build_plan(Layout.of([(2000, [])]), heads=9, kv_heads=3, **options)
     assert long.scores < 0.6 * 9 * 2000**2
 
 
 def test_autocast_decides_the_dtype_as_it_does_for_products() -> None:
-    layout = layout_of([(5, [4, 3])])
+    layout = Layout.of([(5, [4, 3])])
     tensors = inputs(12, 2, 1, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, _ = shared_prompt_attention(CALLER, *tensors, None, layout=layout)
@@ -266,7 +257,7 @@ def test_a_call_without_layout_is_refused_and_names_the_caller() -> None:
 )
 def test_a_row_that_the_layout_does_not_describe_is_refused(tokens: int, mask: Tensor | None, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        shared_prompt_attention(CALLER, *inputs(tokens, 1, 1), mask, layout=layout_of([(5, [4, 3])]))
+        shared_prompt_attention(CALLER, *inputs(tokens, 1, 1), mask, layout=Layout.of([(5, [4, 3])]))
 
 
 def test_registering_twice_is_registering_once_and_makes_no_mask() -> None:

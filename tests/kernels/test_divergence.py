@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 
 from prefopt.kernels import divergence, oracle, token_divergences
 from prefopt.kernels.head import Head
-from prefopt.kernels.tiles import Tiles
+from prefopt.kernels.workspace import Tiles
 from tests.kernels.problems import problem
 
 DIRECTIONS = ("reference_policy", "policy_reference")

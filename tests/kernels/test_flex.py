@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from prefopt.kernels import flex
 from prefopt.kernels.attention import shared_prompt_attention
-from tests.kernels.test_attention import CALLER, SHAPES, WINDOWS, brute_force_mask, dense, inputs, layout_of
+from prefopt.records import Layout
+from tests.kernels.test_attention import CALLER, SHAPES, WINDOWS, brute_force_mask, dense, inputs
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def realised(mask, block):
 @settings(max_examples=3000, deadline=None)
 @given(SHAPES, WINDOWS, st.sampled_from([1, 2, 4, 16]))
 def test_the_block_mask_is_the_definition_entry_by_entry(shape, window, block):
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     mask = flex.build_block_mask(layout, window, CPU, block)
     allowed, kinds = realised(mask, block)
     tokens = layout.tokens
@@ -48,7 +49,7 @@ def test_the_block_mask_is_the_definition_entry_by_entry(shape, window, block):
 
 
 def test_long_sequences_are_mostly_full_blocks_or_none():
-    layout = layout_of([(1024, [512, 512]), (700, [300, 40])])
+    layout = Layout.of([(1024, [512, 512]), (700, [300, 40])])
     _, kinds = realised(flex.build_block_mask(layout, None, CPU), 128)
     assert (kinds[:8, :8] == 2).sum() == 28  # the prompt's 8 x 8 blocks: 28 below the diagonal
     assert (kinds[8:12, :8] == 2).all()
@@ -67,7 +68,7 @@ def test_long_sequences_are_mostly_full_blocks_or_none():
 )
 def test_outputs_are_those_of_dense_attention(shape, window, heads, cap, with_sinks, seed):
     torch.manual_seed(seed)
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     tensors = [x.detach() for x in inputs(layout.tokens, *heads, value_size=5)]
     sinks = torch.randn(heads[0], dtype=torch.float64) if with_sinks else None
     mask = flex.build_block_mask(layout, window, CPU, 16)
@@ -80,7 +81,7 @@ def test_outputs_are_those_of_dense_attention(shape, window, heads, cap, with_si
 def test_compiled_it_is_the_same():
     # For a CPU, where it compiles the forward pass only: the mask function and its tensors are what is tried.
     for shape in ([(100, [40, 37]), (45, [33] * 4)], [(60, [140, 37]), (45, [33] * 5)]):
-        layout = layout_of(shape)
+        layout = Layout.of(shape)
         tensors = [x.detach() for x in inputs(layout.tokens, 4, 2, size=16, value_size=16, dtype=torch.float32)]
         out = flex.attend(*tensors, flex.build_block_mask(layout, 50, CPU), scale=0.3)
         torch.testing.assert_close(out, dense(*tensors, brute_force_mask(shape, 50), 0.3, None, None))
@@ -109,7 +110,7 @@ def test_whether_it_works_is_found_out_where_nothing_is_differentiated_too(monke
 def test_outputs_and_gradients_on_a_gpu(window, cap, with_sinks):
     torch.manual_seed(0)
     shape = [(300, [120, 77]), (45, [33] * 4)]
-    layout = layout_of(shape)
+    layout = Layout.of(shape)
     tensors = [x.detach().to("cuda", torch.bfloat16).requires_grad_() for x in inputs(
         layout.tokens, 6, 2, size=64, value_size=64, dtype=torch.float32)]  # fmt: skip
     sinks = torch.randn(6, device="cuda", dtype=torch.bfloat16, requires_grad=True) if with_sinks else None

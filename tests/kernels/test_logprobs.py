@@ -13,10 +13,9 @@ from torch.autograd import gradcheck
 from prefopt.kernels import oracle, sequence_logprobs
 from prefopt.kernels.head import Head
 from prefopt.kernels.logprobs import token_logprobs
-from prefopt.kernels.tiles import Tiles, TorchTiles
 from tests.kernels.problems import INTERPRETED, TOLERANCE, problem
 
-SMALL = TorchTiles(Tiles(rows=3, columns=5, block=2))
+SMALL = "torch 3 5 2"
 
 
 def test_two_tokens_of_three_words_by_hand():

@@ -44,7 +44,7 @@ def test_statistics_equal_the_oracles(tiled, size, tiles, dtype, options, bias, 
         dtype = torch.float32
     hidden, weight, shift, target = problem(*size, dtype=dtype, bias=bias, seed=seed, size=3.0)
     head = Head(weight, shift, *options)
-    found = statistics.of_sums(hidden, target, head, tiled(*tiles).sums(hidden, target, head))
+    found = statistics.of_sums(hidden, target, head, tiled.make(*tiles).sums(hidden, target, head))
     everything = oracle.all_logprobs(hidden, head)
     exact = statistics.naive(everything, target)
     for mine, true in zip(found[:3], exact[:3], strict=True):
@@ -73,8 +73,9 @@ def test_a_token_that_the_model_is_sure_of_keeps_its_digits(tiled, dtype):
 def test_a_target_that_the_model_can_not_say(tiled):
     hidden, weight = torch.tensor([[1.0, 2.0]]), torch.eye(3, 2)
     head = Head(weight, torch.tensor([0.0, 0.0, -math.inf]))
-    found = statistics.of_sums(hidden, torch.tensor([2]), head, tiled(2, 2, 2).sums(hidden, torch.tensor([2]), head))
-    exact = statistics.naive(oracle.all_logprobs(hidden, head), torch.tensor([2]))
+    target = torch.tensor([2])
+    found = statistics.of_sums(hidden, target, head, tiled.make(2, 2, 2).sums(hidden, target, head))
+    exact = statistics.naive(oracle.all_logprobs(hidden, head), target)
     assert found.logprob.item() == -math.inf
     torch.testing.assert_close(found.entropy, exact.entropy, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.log_sum_p2, exact.log_sum_p2, rtol=1e-6, atol=0)
