@@ -210,7 +210,7 @@ REFUSED = {
     ),
     "an unknown loss": (
         ("name: dpo", "name: dop"),
-        "recipe.yaml:5: loss: There is no loss named 'dop': choose dpo, ipo, kto",
+        "recipe.yaml:5: loss: There is no loss named 'dop': choose aot, ",
         "did you mean 'dpo'?",
     ),
     "an unknown hyper-parameter": (

@@ -140,8 +140,8 @@ class PreferenceData:
         if form == "paired" and self.form == "unpaired":
             raise DataError(
                 "This loss compares a chosen with a rejected completion, but the data has single completions with a "
-                "label, which don't say what each is better than. Use a loss for labels (kto), or data with chosen and "
-                "rejected columns."
+                "label, which don't say what each is better than. Use a loss for labels (`prefopt losses` lists them), "
+                "or data with chosen and rejected columns."
             )
         data = self if form == self.form else self._as_labels()
         if needs_mismatched:
@@ -180,7 +180,7 @@ class PreferenceData:
         if len(self) and np.unique(prompt).size < 2:
             raise DataError(
                 "The data has only one distinct prompt, but this loss measures its shift on completions of other "
-                "prompts. Add rows with other prompts, or use a loss that needs none (dpo, ipo)."
+                "prompts. Add rows with other prompts, or use a loss that needs none (`prefopt losses` lists them)."
             )
         lacking = np.flatnonzero(same == len(self))
         if lacking.size:
@@ -188,7 +188,7 @@ class PreferenceData:
             raise DataError(
                 "This loss pairs each prompt with a completion of another prompt, but every other prompt has the very "
                 f"same completion for {lacking.size} of {len(self)} examples (the first is {first}). Add rows with "
-                "other completions, or use a loss that needs none (dpo, ipo)."
+                "other completions, or use a loss that needs none (`prefopt losses` lists them)."
             )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prefopt.errors import ModelError, RecipeError
+from prefopt.errors import ModelError, RecipeError, nearest
 from prefopt.records import LossOutput, SequenceLogprobs
 
 Form = Literal["paired", "unpaired"]
@@ -21,12 +22,14 @@ class Loss(torch.nn.Module):
     """A preference loss: a function of sequence log-probs that declares what it needs.
 
     The declarations are read by the trainer, the data and the command line, so that no loss name appears there.
-    A subclass takes its hyper-parameters as keyword arguments, checks them with `number` and `switch`, keeps each
-    under its own name, and implements `forward`.
+    A subclass takes its hyper-parameters as keyword arguments, checks them with `number`, `choice` and `switch`, keeps
+    each under its own name, and implements `forward`. The first line of its docstring says what it is, in one sentence.
     """
 
     name: str
-    """What a recipe calls it."""
+    """What a recipe calls it. A class of this package that sets it is found by the registry."""
+    paper: str = ""
+    """Where its formula is written: `arXiv:2305.18290, Eq. 7`."""
     form: Form
     """What an example is: a pair, or a labelled completion."""
     needs_reference: bool = True
@@ -38,15 +41,20 @@ class Loss(torch.nn.Module):
     needs_mismatched: bool = False
     """Whether every step must hold completions of other prompts (`SequenceLogprobs.mismatched`)."""
     beta: float
-    """Strength of the pull towards the reference; scales the implicit reward."""
+    """Scales the implicit reward; with a reference, the strength of the pull towards it."""
 
     def forward(self, seqs: SequenceLogprobs) -> LossOutput:
         """Return the unreduced loss of every example of `seqs`, and the implicit reward of every completion."""
         raise NotImplementedError
 
-    def hyper(self) -> dict[str, float | bool]:
+    def hyper(self) -> dict[str, float | bool | str]:
         """Return every hyper-parameter with its value, defaults included."""
         return {key: getattr(self, key) for key in self.hyper_names()}
+
+    @classmethod
+    def meaning(cls) -> str:
+        """Return the first sentence of the docstring, without its full stop: what the loss is."""
+        return inspect.cleandoc(cls.__doc__ or "").split("\n", 1)[0].removesuffix(".")
 
     @classmethod
     def hyper_names(cls) -> list[str]:
@@ -61,12 +69,16 @@ class Loss(torch.nn.Module):
 
         Raises ModelError when `seqs` has no reference.
         """
+        return at_least_float32(seqs.policy) - self.reference(seqs)
+
+    def reference(self, seqs: SequenceLogprobs) -> Tensor:
+        """Return log pi_ref(y|x), (S,), as `log_ratio` does; raise ModelError when `seqs` has none."""
         if seqs.reference is None:
             raise ModelError(
                 f"The loss {self.name} compares the policy with a reference, but there are no reference log-probs: "
                 "set `reference: auto` (or a model) in the recipe, or choose a loss that needs none."
             )
-        return at_least_float32(seqs.policy) - at_least_float32(seqs.reference)
+        return at_least_float32(seqs.reference)
 
     def number(
         self,
@@ -76,9 +88,10 @@ class Loss(torch.nn.Module):
         above: float | None = None,
         at_least: float | None = None,
         below: float | None = None,
+        at_most: float | None = None,
     ) -> float:
         """Return `value` as a float, or raise RecipeError with the allowed range when it is not a number in it."""
-        bounds = [(above, "greater than"), (at_least, "at least"), (below, "less than")]
+        bounds = [(above, "greater than"), (at_least, "at least"), (below, "less than"), (at_most, "at most")]
         allowed = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None) or "finite"
         try:
             # YAML 1.1 reads 1e-2 as text, so text that spells a number is one.
@@ -90,6 +103,7 @@ class Loss(torch.nn.Module):
             and (above is None or found > above)
             and (at_least is None or found >= at_least)
             and (below is None or found < below)
+            and (at_most is None or found <= at_most)
         )
         if not inside:
             raise RecipeError(
@@ -97,11 +111,42 @@ class Loss(torch.nn.Module):
             )
         return found
 
+    def choice(self, key: str, value: object, allowed: Collection[str]) -> str:
+        """Return `value`, or raise RecipeError with what is allowed when it is none of these words."""
+        if not isinstance(value, str) or value not in allowed:
+            raise RecipeError(
+                f"{key} = {value!r} is not allowed for the loss {self.name}: it must be one of "
+                f"{', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
+        return value
+
     def switch(self, key: str, value: object) -> bool:
         """Return `value`, or raise RecipeError when it is not true or false."""
         if not isinstance(value, bool):
             raise RecipeError(f"{key} = {value!r} is not allowed for the loss {self.name}: it must be true or false.")
         return value
+
+
+class PairLoss(Loss):
+    """A loss of one number for each completion of a pair, and of nothing else.
+
+    A subclass implements `value`, and `score` where the number is not the log-ratio.
+    """
+
+    form = "paired"
+
+    def score(self, seqs: SequenceLogprobs) -> Tensor:
+        """Return the number that stands for each completion, (S,), nats; beta times it is the implicit reward."""
+        return self.log_ratio(seqs)
+
+    def value(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of pairs whose completions score `chosen` and `rejected`; all (P,)."""
+        raise NotImplementedError
+
+    def forward(self, seqs: SequenceLogprobs) -> LossOutput:
+        score = self.score(seqs)
+        loss = self.value(*score[seqs.pair].unbind(-1))
+        return LossOutput(loss=loss, weight=torch.ones_like(loss), reward=self.beta * score.detach())
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class IPO(Loss):
     """
 
     name = "ipo"
+    paper = "arXiv:2310.12036, Eq. 17"
     form = "paired"
 
     def __init__(self, *, beta: float = 0.1, average: bool = True) -> None:

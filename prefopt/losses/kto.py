@@ -10,7 +10,7 @@ from prefopt.records import LossOutput, SequenceLogprobs
 
 
 class KTO(Loss):
-    """Kahneman-Tversky Optimization: each labelled completion is a gain or a loss against a shared reference point.
+    """Kahneman-Tversky Optimization: a labelled completion is a gain or a loss against a shared reference point.
 
         shift = max(0, mean of log_ratio over the step's mismatched completions)
         loss  = desirable_weight   * (1 - sigma(beta * (log_ratio - shift)))    where desirable
@@ -31,6 +31,7 @@ class KTO(Loss):
     """
 
     name = "kto"
+    paper = "arXiv:2402.01306, Eq. 8"
     form = "unpaired"
     statistics = "mismatched"
     needs_mismatched = True

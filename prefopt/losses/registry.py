@@ -1,20 +1,29 @@
-"""From a name and hyper-parameters to a loss."""
+"""From a name and hyper-parameters to a loss. A loss is found because its module lies in this package."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.errors import RecipeError, nearest
 from prefopt.losses.base import Loss
-from prefopt.losses.dpo import DPO
-from prefopt.losses.ipo import IPO
-from prefopt.losses.kto import KTO
+
+PACKAGE = "prefopt.losses"
 
 
 def available() -> dict[str, type[Loss]]:
-    """Return every loss by the name that recipes use."""
-    return {kind.name: kind for kind in (DPO, IPO, KTO)}
+    """Return every loss of this package by the name that recipes use, in alphabetical order."""
+    found = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__, f"{PACKAGE}.")
+    modules = [importlib.import_module(info.name) for info in found]
+    kinds = [
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Loss) and kind.__module__ == module.__name__
+    ]
+    return {kind.name: kind for kind in sorted((k for k in kinds if "name" in vars(k)), key=lambda k: k.name)}
 
 
 def build(spec: str | Mapping[str, Any], **hyper: Any) -> Loss:

@@ -5,6 +5,7 @@ reads, and a stand-in for the model that returns the log-probs of the case.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.losses import build
+from prefopt.losses import Loss, build
 from prefopt.records import SequenceLogprobs
 
 trl = pytest.importorskip("trl", reason="the extra `peers` is not installed")
@@ -63,33 +64,186 @@ def inputs(**extra: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "completion_mask": mask, **extra}
 
 
-def check(theirs: Tensor, their_tokens: Tensor, ours: Tensor, our_tokens: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+def check(theirs: Tensor, their_tokens: Tensor, ours: Tensor, our_tokens: Tensor, within: float = 1e-12) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
     (expected,) = torch.autograd.grad(theirs, their_tokens)
     (found,) = torch.autograd.grad(ours, our_tokens)
     assert float(expected.abs().max()) > 1e-6
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=max(within, 1e-9), atol=within)
+
+
+NOTHING = torch.zeros(0, dtype=torch.int64)
+
+
+def pairs(policy: Tensor, reference: Tensor | None) -> SequenceLogprobs:
+    """Completion i of the first half was chosen over completion i of the second."""
+    return SequenceLogprobs(
+        policy=policy, reference=reference, length=LENGTHS, pair=torch.arange(2 * PAIRS).view(2, PAIRS).t(),
+        labelled=NOTHING, label=NOTHING.bool(), mismatched=NOTHING,
+    )  # fmt: skip
+
+
+def mean(loss: Loss, seqs: SequenceLogprobs) -> Tensor:
+    output = loss(seqs)
+    return output.loss.sum() / output.weight.sum()
+
+
+def dpo_trainers(loss_type: str, policy: Tensor, reference: Tensor, **settings: Any) -> Tensor:
+    """TRL's loss of these log-probs, by one of the loss types of its DPOTrainer."""
+    settings = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "label_smoothing": 0.0, **settings}
+    peer = trainer(trl.DPOTrainer, Model(policy), loss_types=[loss_type], loss_weights=[1.0], **settings)
+    batch = inputs(ref_chosen_logps=reference[:PAIRS], ref_rejected_logps=reference[PAIRS:])
+    return peer._compute_loss(peer.model, batch, return_outputs=False)
+
+
+# Ours, its settings, TRL's loss type, its settings.
+PAIRED: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("dpo", {}, "sigmoid", {}),
+    ("dpo", {"divergence": "forward_kl"}, "sigmoid", {"f_divergence_type": "forward_kl"}),
+    ("dpo", {"divergence": "js"}, "sigmoid", {"f_divergence_type": "js_divergence"}),
+    ("ipo", {}, "ipo", {}),
+    ("robust_dpo", {"label_smoothing": 0.0}, "robust", {}),
+    ("robust_dpo", {"label_smoothing": 0.3}, "robust", {"label_smoothing": 0.3}),
+    ("hinge", {}, "hinge", {}),
+    ("nca", {}, "nca_pair", {}),
+    ("apo_zero", {}, "apo_zero", {}),
+    ("apo_down", {}, "apo_down", {}),
+    ("sppo", {}, "sppo_hard", {}),
+    ("discopop", {}, "discopop", {"args": SimpleNamespace(discopop_tau=0.05)}),
+    ("discopop", {"tau": 0.7}, "discopop", {"args": SimpleNamespace(discopop_tau=0.7)}),
+    ("dpo_norm", {}, "sigmoid_norm", {}),
+    ("aot", {}, "aot", {}),
+    ("aot", {"label_smoothing": 0.2}, "aot", {"label_smoothing": 0.2}),
+]
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5])
-@pytest.mark.parametrize(("name", "theirs"), [("dpo", "sigmoid"), ("ipo", "ipo")])
-def test_paired_losses_are_trls(name: str, theirs: str, beta: float) -> None:
-    policy, reference = log_probs(0).requires_grad_(), log_probs(1).sum(1)
-    peer = trainer(
-        trl.DPOTrainer, Model(policy), loss_types=[theirs], loss_weights=[1.0], beta=beta, ld_alpha=None,
-        f_divergence_type="reverse_kl", label_smoothing=0.0,
-    )  # fmt: skip
-    batch = inputs(ref_chosen_logps=reference[:PAIRS], ref_rejected_logps=reference[PAIRS:])
-    expected = peer._compute_loss(peer.model, batch, return_outputs=False)
+@pytest.mark.parametrize(("name", "ours", "loss_type", "theirs"), PAIRED)
+def test_paired_losses_are_trls(
+    name: str, ours: dict[str, Any], loss_type: str, theirs: dict[str, Any], beta: float
+) -> None:
+    policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    expected = dpo_trainers(loss_type, policy, reference, beta=beta, **theirs)
+    check(expected, policy, mean(build(name, beta=beta, **ours), pairs(mine.sum(1), reference)), mine)
 
-    mine = log_probs(0).requires_grad_()
-    nothing = torch.zeros(0, dtype=torch.int64)
-    seqs = SequenceLogprobs(
-        policy=mine.sum(1), reference=reference, length=LENGTHS,
-        pair=torch.arange(2 * PAIRS).view(2, PAIRS).t(), labelled=nothing, label=nothing.bool(), mismatched=nothing,
-    )  # fmt: skip
-    output = build(name, beta=beta)(seqs)
-    check(expected, policy, output.loss.sum() / output.weight.sum(), mine)
+
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_exo_is_trls_but_for_trls_float32_epsilon(beta: float) -> None:
+    policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    expected = dpo_trainers("exo_pair", policy, reference, beta=beta, label_smoothing=1e-3)
+    found = mean(build("exo", beta=beta, label_smoothing=1e-3), pairs(mine.sum(1), reference))
+    check(expected, policy, found, mine, within=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+def test_the_alpha_divergence_is_trls_with_its_coefficient_counted_from_the_other_end(alpha: float) -> None:
+    # TRL's code takes (u^(a - 1) - 1) / (a - 1): 1 - a is the paper's alpha, and so ours. TRL's has no float64.
+    policy, mine = (log_probs(0).float().requires_grad_() for _ in range(2))
+    reference = log_probs(1).float().sum(1)
+    expected = dpo_trainers(
+        "sigmoid", policy, reference, beta=0.3, f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1 - alpha
+    )
+    loss = build("dpo", beta=0.3, divergence="alpha", alpha_coef=alpha)
+    check(expected, policy, mean(loss, pairs(mine.sum(1), reference)), mine, within=1e-5)
+
+
+def test_trls_sigmoid_loss_does_not_read_label_smoothing() -> None:
+    reference = log_probs(1).sum(1)
+    plain, smoothed = (dpo_trainers("sigmoid", log_probs(0), reference, beta=0.5, label_smoothing=s) for s in (0, 0.2))
+    assert plain == smoothed
+    ours = mean(build("dpo", beta=0.5, label_smoothing=0.2), pairs(log_probs(0).sum(1), reference))
+    assert abs(ours - plain) > 0.1
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_bco_is_trls_once_the_shift_that_trl_leaves_out_is_put_into_the_reference(beta: float) -> None:
+    policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    shift = (policy.sum(1) - reference).mean().detach()
+    expected = dpo_trainers("bco_pair", policy, reference + shift, beta=beta)
+    check(expected, policy, mean(build("bco", beta=beta), pairs(mine.sum(1), reference)), mine)
+    assert abs(float(shift)) > 0.1
+    assert dpo_trainers("bco_pair", policy, reference, beta=beta) != expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_unpaired_aot_is_trls_where_there_are_as_many_good_as_bad(beta: float, smoothing: float) -> None:
+    policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    expected = dpo_trainers("aot_unpaired", policy, reference, beta=beta, label_smoothing=smoothing)
+    examples = torch.arange(2 * PAIRS)
+    seqs = replace(pairs(mine.sum(1), reference), labelled=examples, label=examples < PAIRS)
+    check(expected, policy, mean(build("aot_unpaired", beta=beta, label_smoothing=smoothing), seqs), mine)
+
+
+class Logits:
+    """Gives logits over three tokens, whatever it is asked; knows what they come to."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.logits = torch.randn(2 * PAIRS, TOKENS + 1, 3, generator=draw, dtype=torch.float64).requires_grad_()
+        self.ids = torch.randint(0, 3, (2 * PAIRS, TOKENS + 1), generator=draw)
+
+    def __call__(self, ids: Tensor, **kwargs: Any) -> SimpleNamespace:
+        assert torch.equal(ids, self.ids)
+        return SimpleNamespace(logits=self.logits)
+
+    def batch(self) -> dict[str, Tensor]:
+        real = torch.nn.functional.pad(MASK, (1, 0), value=True)  # one prompt token before, which nothing predicts
+        tensors = {
+            "input_ids": self.ids,
+            "attention_mask": real.long(),
+            "labels": self.ids.masked_fill(~torch.nn.functional.pad(MASK, (1, 0)), -100),
+        }
+        halves = {"chosen": slice(0, PAIRS), "rejected": slice(PAIRS, None)}
+        return {f"{side}_{key}": value[half] for side, half in halves.items() for key, value in tensors.items()}
+
+    def sums(self) -> Tensor:
+        """(S,) log-probs of the completions."""
+        every = self.logits.log_softmax(-1)[:, :-1].gather(-1, self.ids[:, 1:, None])[..., 0]
+        return (every * MASK).sum(1)
+
+    def imitation(self) -> tuple[Tensor, Tensor]:
+        """The chosen completions' negative log-prob: mean over all tokens of the batch, and mean of their means."""
+        chosen = -self.sums()[:PAIRS]
+        return chosen.sum() / LENGTHS[:PAIRS].sum(), (chosen / LENGTHS[:PAIRS]).mean()
+
+
+def experimental(kind: Any, model: Logits, **settings: Any) -> Tensor:
+    defaults = {"is_encoder_decoder": False, "label_smoothing": 0.0, "alpha": 0.0, "simpo_gamma": 0.5}
+    names = {"pad_token_id": 0, "padding_value": 0}
+    peer = trainer(kind, model, **{**defaults, **names, **settings})
+    loss, _ = peer.get_batch_loss_metrics(model, model.batch())
+    return loss
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_cpo_is_trls_but_that_every_chosen_completion_counts_alike(weight: float) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    model, mine = Logits(), Logits()
+    theirs = experimental(cpo.CPOTrainer, model, loss_type="sigmoid", beta=0.3, cpo_alpha=weight)
+    by_token, by_example = model.imitation()
+    assert abs(by_token - by_example) > 0.01
+    found = mean(build("cpo", beta=0.3, nll_weight=weight), pairs(mine.sums(), None))
+    check(theirs + weight * (by_example - by_token), model.logits, found, mine.logits)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.4])
+def test_simpo_is_trls_without_the_imitation_that_trl_adds_by_default(gamma: float) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    model, mine = Logits(), Logits()
+    theirs = experimental(cpo.CPOTrainer, model, loss_type="simpo", beta=2.0, simpo_gamma=gamma, cpo_alpha=0.0)
+    check(theirs, model.logits, mean(build("simpo", beta=2.0, gamma=gamma), pairs(mine.sums(), None)), mine.logits)
+    assert cpo.CPOConfig.cpo_alpha == 1.0
+
+
+def test_orpo_is_trls_but_that_every_chosen_completion_counts_alike() -> None:
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    model, mine = Logits(), Logits()
+    theirs = experimental(orpo.ORPOTrainer, model, beta=0.3)
+    by_token, by_example = model.imitation()
+    found = mean(build("orpo", beta=0.3), pairs(mine.sums(), None))
+    # TRL computes the odds in float32.
+    check(theirs + by_example - by_token, model.logits, found, mine.logits, within=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5])

@@ -1,6 +1,7 @@
 """A step's loss and gradients are a function of its examples alone: not of packs, order or budget."""
 
 import random
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from prefopt.data import Example, PreferenceData, StepPlan, build_packs
-from prefopt.losses import Loss, build
+from prefopt.losses import Loss, available, build
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
 from prefopt.records import Group, LossOutput
@@ -29,6 +30,15 @@ def adapted(name: str) -> PackedModel:
         if "lora_B" in weight_name:
             torch.nn.init.normal_(parameter, std=0.3)
     return PackedModel(model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """At these sizes threads wait for each other longer than they compute, ten times longer on a busy machine."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
 
 
 @cache
@@ -58,10 +68,12 @@ def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
     return PreferenceData(form, examples)
 
 
-def step(policy: PackedModel, loss: str | Loss, packs) -> tuple[float, dict[str, float], torch.Tensor]:
+def step(
+    policy: PackedModel, loss: str | Loss, packs, kind: str = "adapter_off"
+) -> tuple[float, dict[str, float], torch.Tensor]:
     """Run one step; return its loss, its metrics and all gradients as one vector."""
     loss = build(loss, beta=0.5) if isinstance(loss, str) else loss
-    reference = build_reference("adapter_off", policy, needed=True)
+    reference = build_reference(kind, policy, needed=loss.needs_reference)
     policy.model.zero_grad()
     policy.model.train()
     with InFloat64(), policy.attached(), reference.attached():
@@ -80,6 +92,30 @@ def all_groups(data: PreferenceData, loss) -> list[Group]:
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 120), shared=st.booleans())
 def test_loss_and_gradients_do_not_depend_on_how_groups_are_packed(policy, name, seed, budget, shared) -> None:
     check_packing(policy, name, seed, budget, shared)
+
+
+# The three above are drawn at random; the others differ from them in arithmetic alone, so one cut of each says enough,
+# and two more of those that look at the whole step.
+OTHERS = sorted(available().keys() - {"dpo", "ipo", "kto"})
+WHOLE_STEP = [name for name in OTHERS if available()[name].statistics == "step"]
+CUTS = [(name, 40, True) for name in OTHERS] + [(n, *cut) for n in WHOLE_STEP for cut in ((1, True), (40, False))]
+
+
+@pytest.mark.parametrize(("name", "budget", "shared"), CUTS)
+def test_no_loss_depends_on_how_the_step_is_cut_into_packs(policy, name, budget, shared) -> None:
+    groups = all_groups(draw_examples(budget, 6, available()[name].form), build(name))
+    assert len(build_packs(groups, token_budget=budget, shared=shared)) > 1
+    check_packing(policy, name, budget, budget, shared)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in available().items() if not kind.needs_reference])
+def test_a_loss_that_needs_no_reference_runs_without_one(policy, name) -> None:
+    packs = build_packs(all_groups(draw_examples(2, 4, "paired"), build(name)), token_budget=40, shared=True)
+    assert len(packs) > 1
+    alone, beside = (step(policy, name, packs, kind) for kind in ("none", "adapter_off"))
+    assert alone[0] == beside[0]
+    assert torch.equal(alone[2], beside[2])
+    assert not any(metric.startswith("log_ratios") for metric in alone[1])
 
 
 @pytest.mark.parametrize("architecture", sorted(SHARED.keys() - {"llama"}))

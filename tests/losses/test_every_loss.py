@@ -1,0 +1,162 @@
+"""What holds for every loss: its paper's formula, finite numbers, precision, order, and what it asks for."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from prefopt.errors import ModelError
+from prefopt.losses import Loss, available, build
+from tests.losses.formulas import FORMULAS, VARIANTS
+from tests.losses.toys import gradient, random_sequences, sequences
+
+LOSSES = [build(name, **settings) for name in available() for settings in ({}, *VARIANTS.get(name, []))]
+
+
+def spelled(loss: Loss) -> str:
+    return f"{loss.name}({loss.extra_repr()})"
+
+
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=spelled)
+
+
+def test_every_loss_has_a_formula_to_be_compared_with() -> None:
+    assert FORMULAS.keys() == available().keys()
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(3))
+def test_value_and_gradient_equal_the_papers_formula_in_float64(loss: Loss, seed: int) -> None:
+    seqs = random_sequences(seed)
+    expected = FORMULAS[loss.name](loss, seqs)
+    (slope,) = torch.autograd.grad(expected, seqs.policy)
+    torch.testing.assert_close(loss(seqs).loss.sum(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(loss, seqs), slope, rtol=1e-10, atol=1e-12)
+    assert slope.abs().max() > 1e-6
+
+
+# The shifts of kto and bco move with the log-probs but are constants to the gradient: see test_by_hand.
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.name not in ("kto", "bco")], ids=spelled)
+def test_the_gradient_is_the_difference_quotient(loss: Loss) -> None:
+    seqs = random_sequences(3)
+
+    def value(policy: torch.Tensor) -> float:
+        return float(loss(replace(seqs, policy=policy)).loss.sum())
+
+    moves = torch.eye(16, dtype=torch.float64) * 1e-5
+    found = [(value(seqs.policy.detach() + move) - value(seqs.policy.detach() - move)) / 2e-5 for move in moves]
+    torch.testing.assert_close(gradient(loss, seqs), torch.tensor(found, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+
+
+@every_loss
+@pytest.mark.parametrize("beta", [None, 5.0])
+def test_value_and_gradient_stay_finite_at_extreme_log_ratios(loss: Loss, beta: float | None) -> None:
+    if beta is not None:
+        loss = build({"name": loss.name, **loss.hyper(), "beta": beta})
+    extremes = (-1e4, -60.0, 0.0, 60.0, 1e4)
+    for chosen, rejected in itertools.product(extremes, extremes):
+        # Log-probs are never above 0: where the ratio is large, it is the reference that finds the text unlikely.
+        policy = [min(ratio, 0.0) for ratio in (chosen, rejected, 1e4)]
+        reference = [min(-ratio, 0.0) for ratio in (chosen, rejected, 1e4)]
+        seqs = sequences(policy, reference, pair=[(0, 1)], labels=[(0, True), (1, False)], mismatched=[2])
+        out = loss(seqs)
+        assert out.loss.isfinite().all(), (chosen, rejected)
+        assert out.reward.isfinite().all(), (chosen, rejected)
+        assert gradient(loss, seqs).isfinite().all(), (chosen, rejected)
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_losses_compute_in_float32_or_better(loss: Loss, given: torch.dtype, computed: torch.dtype) -> None:
+    seqs = random_sequences(0, given)
+    out = loss(seqs)
+    assert {out.loss.dtype, out.weight.dtype, out.reward.dtype} == {computed}
+    assert not out.reward.requires_grad
+    assert gradient(loss, seqs).dtype == given
+    # Nothing is rounded on the way: the same numbers given in float32 come to the same loss.
+    assert seqs.reference is not None
+    wider = replace(seqs, policy=seqs.policy.detach().to(computed), reference=seqs.reference.to(computed))
+    assert torch.equal(loss(wider).loss, out.loss.detach())
+
+
+@every_loss
+def test_float32_is_close_to_float64(loss: Loss) -> None:
+    single = random_sequences(1, torch.float32)
+    assert single.reference is not None
+    double = replace(single, policy=single.policy.detach().double(), reference=single.reference.double())
+    torch.testing.assert_close(loss(single).loss.double(), loss(double).loss, rtol=1e-4, atol=1e-5)
+
+
+@every_loss
+def test_losses_and_gradients_do_not_depend_on_the_order_of_rows_or_examples(loss: Loss) -> None:
+    seqs = random_sequences(5)
+    draw = torch.Generator().manual_seed(1)
+    order, pairs, examples = (torch.randperm(count, generator=draw) for count in (16, 7, 9))
+    where = order.argsort()  # where[i]: the new place of row i
+    assert seqs.reference is not None
+    shuffled = replace(
+        seqs,
+        policy=seqs.policy.detach()[order].requires_grad_(),
+        reference=seqs.reference[order],
+        length=seqs.length[order],
+        pair=where[seqs.pair[pairs]],
+        labelled=where[seqs.labelled[examples]],
+        label=seqs.label[examples],
+        mismatched=where[seqs.mismatched.flip(0)],
+    )
+    counted = pairs if loss.form == "paired" else examples
+    torch.testing.assert_close(loss(seqs).loss[counted], loss(shuffled).loss, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient(loss, seqs)[order], gradient(loss, shuffled), rtol=1e-12, atol=1e-14)
+
+
+@every_loss
+def test_only_a_loss_that_needs_a_reference_misses_it_and_says_what_to_set(loss: Loss) -> None:
+    seqs = random_sequences(0)
+    without = replace(seqs, reference=None)
+    if loss.needs_reference:
+        with pytest.raises(ModelError, match=f"The loss {loss.name} .* set `reference: auto`"):
+            loss(without)
+    else:
+        assert torch.equal(loss(without).loss, loss(seqs).loss)
+        assert torch.equal(loss(without).reward, loss(seqs).reward)
+
+
+@every_loss
+def test_one_example_is_one_in_the_divisor_and_every_completion_has_a_reward(loss: Loss) -> None:
+    seqs = random_sequences(0)
+    out = loss(seqs)
+    assert out.weight.tolist() == [1.0] * (7 if loss.form == "paired" else 9)
+    assert out.reward.shape == seqs.policy.shape
+    # The reward rises with the policy's log-prob: more likely is better rewarded.
+    assert (loss(replace(seqs, policy=seqs.policy.detach() + 0.05)).reward > out.reward).all()
+
+
+@every_loss
+def test_an_example_depends_on_others_of_its_step_only_if_the_loss_says_so(loss: Loss) -> None:
+    seqs = random_sequences(2)
+    whole = loss(seqs).loss
+    if loss.form == "paired":
+        parts = [replace(seqs, pair=part) for part in seqs.pair.split(1)]
+    else:
+        parts = [
+            replace(seqs, labelled=one, label=label)
+            for one, label in zip(seqs.labelled.split(1), seqs.label.split(1), strict=True)
+        ]
+    alone = torch.cat([loss(part).loss for part in parts])
+    assert torch.allclose(whole, alone, rtol=1e-12) == (loss.statistics != "step")
+
+
+@pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.form == "paired" and loss.statistics == "none"], ids=spelled
+)
+def test_a_completion_in_two_pairs_gets_both_gradients(loss: Loss) -> None:
+    both = sequences([-1.0, -2.0, -3.0], [-1.0, -1.0, -1.0], pair=[(0, 1), (0, 2)])
+    first, second = (replace(both, pair=both.pair[i : i + 1]) for i in (0, 1))
+    apart = gradient(loss, first).clone() + gradient(loss, second)
+    torch.testing.assert_close(gradient(loss, both), apart)
