@@ -52,14 +52,17 @@ def sequence_logprobs(
         softcap: the cap of Gemma 2's logits, > 0.
         logit_scale: multiplies the logits before the bias.
         reduction: "sum" or "mean" over each completion's tokens, (S,), 0 for one without tokens; "none": (N,).
-        backend: "triton" (kernels for a GPU), "torch" (tiles on any device), "oracle" (naive, float64, tests only) or
-            "auto": what `backends.recommend` says of the device.
+        backend: "triton" (kernels for a GPU), "fused" (scores alone on a GPU, without logits in memory), "torch" (tiles
+            on any device), "oracle" (naive, float64, tests only) or "auto": what `backends.recommend` says of the
+            device.
 
     Raises:
         ValueError: a shape, dtype, device, index or option that can't be used; nothing is computed before.
 
     """
     head = _check(hidden, weight, target, segment, num_segments, bias, softcap, logit_scale, reduction, backend)
+    if backend == "fused" and _asks_gradient(hidden, head):
+        raise backends.scores_alone("a gradient (an input requires one; torch.no_grad asks for none)")
     target, segment = target.long(), segment.long()
     with torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
         if backend == "oracle":
@@ -86,6 +89,8 @@ def token_statistics(
     Arguments and errors are those of `sequence_logprobs`. One sweep over the vocabulary gives all of it: 2NHV flops.
     """
     head = _check(hidden, weight, target, torch.zeros_like(target), 1, bias, softcap, logit_scale, "none", backend)
+    if backend == "fused":
+        raise backends.scores_alone("statistics")
     target = target.long()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
         if backend == "oracle":
@@ -100,10 +105,14 @@ def token_statistics(
 
 def token_logprobs(hidden: Tensor, target: Tensor, head: Head, backend: Backend) -> Tensor:
     """Return `log p(target)`, (N,) float32 or float64, nats, differentiable once; arguments are taken as valid."""
-    inputs = (hidden, head.weight, head.bias)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        return TokenLogprobs.apply(*inputs, target, head.scale, head.softcap, backend)
+    if _asks_gradient(hidden, head):
+        return TokenLogprobs.apply(hidden, head.weight, head.bias, target, head.scale, head.softcap, backend)
     return backend.score(hidden, target, head).logprob
+
+
+def _asks_gradient(hidden: Tensor, head: Head) -> bool:
+    inputs = (hidden, head.weight, head.bias)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -199,7 +208,7 @@ def _check_options(num_segments: int, softcap: float | None, logit_scale: float,
         raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
     if backend not in get_args(BackendName):
         hint = nearest(backend, get_args(BackendName))
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'torch' or 'oracle'{hint}.")
+        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'fused', 'torch' or 'oracle'{hint}.")
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:
