@@ -36,7 +36,9 @@ REGISTER_FILE = 65536
 """Of a block at most."""
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _MODULES = (triton_kernels, triton_fused)
-_TENSOR_CORE = re.compile(r"^(?:@\S+ )?(?:HMMA|HGMMA|UTCHMMA)\b")
+_INSTRUCTION = 16
+"""Bytes of one, on all of these."""
+_TENSOR_CORE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?(?:HMMA|HGMMA)\b", re.MULTILINE)
 """What multiplies 16-bit tiles with tensor cores; `HFMA2.MMA` is not one of them."""
 
 
@@ -76,6 +78,7 @@ class Usage:
     shared: int
     """Bytes of a block."""
     instructions: int
+    """With those that fill up its last cache line."""
     tensor_cores: int | None = None
     """Instructions among them that multiply with tensor cores; None where there is nothing for these to multiply."""
 
@@ -167,10 +170,12 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(compiled.asm["cubin"])
-        usage, code = (_cuobjdump(flag, cubin.name) for flag in ("-res-usage", "-sass"))
+        usage, sections = (_cuobjdump(flag, cubin.name) for flag in ("-res-usage", "-elf"))
+        # Only where it is asked for: disassembling takes longer than compiling.
+        disassembled = variant.multiplies and dtype != "float32"
+        code = _cuobjdump("-sass", cubin.name) if disassembled else ""
     taken = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", usage)}
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*)$", code, re.MULTILINE)
-    has_product = variant.multiplies and dtype != "float32"
+    size = re.findall(r"^\s*[0-9a-f]+\s+[0-9a-f]+\s+([0-9a-f]+)\s.*PROGBITS.*\s\.text\.", sections, re.MULTILINE)
     return Usage(
         kernel=variant.name,
         dtype=dtype,
@@ -179,8 +184,8 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
         registers=taken["REG"],
         stack=taken["STACK"],
         shared=int(compiled.metadata.shared),
-        instructions=len(lines),
-        tensor_cores=sum(map(bool, map(_TENSOR_CORE.match, lines))) if has_product else None,
+        instructions=sum(int(n, 16) for n in size) // _INSTRUCTION,
+        tensor_cores=len(_TENSOR_CORE.findall(code)) if disassembled else None,
     )
 
 
