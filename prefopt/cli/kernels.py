@@ -20,7 +20,8 @@ def check(
 ) -> None:
     """Compile every kernel for every GPU that is supported and print what it takes; none of them need be here.
 
-    A kernel that spills registers, or needs more than a GPU has, is marked and the exit code is 1.
+    A kernel that spills registers, multiplies 16-bit tiles without tensor cores or needs more than a GPU has is marked,
+    and the exit code is 1.
     """
     try:
         from prefopt.kernels import compiled
@@ -48,7 +49,7 @@ def _print_usages(found: list[Any]) -> None:
     from rich.table import Table
 
     console = results()
-    table = Table("kernel", "dtype", "sm", "warps", "registers", "stack", "shared", "instructions", "")
+    table = Table("kernel", "dtype", "sm", "warps", "registers", "stack", "shared", "instructions", "tensor cores", "")
     for usage in found:
         table.add_row(
             usage.kernel,
@@ -59,6 +60,7 @@ def _print_usages(found: list[Any]) -> None:
             str(usage.stack),
             str(usage.shared),
             str(usage.instructions),
+            "" if usage.tensor_cores is None else str(usage.tensor_cores),
             f"[red]{'; '.join(usage.complaints)}[/]" if usage.complaints else "[green]ok[/]",
         )
     console.print(table)
@@ -79,7 +81,7 @@ def roofline(
 
     - `prefopt kernels roofline --gpu 4090 --hidden 4096 --vocab 128256 --tokens 4096`
     """
-    from prefopt.kernels.roofline import GPUS, paths
+    from prefopt.kernels.roofline import GPUS, paths, score_alone
 
     wanted = _pick("--gpu", gpu.lower(), {"all": tuple(GPUS), **{name: (name,) for name in GPUS}})
     rows: list[dict[str, Any]] = [
@@ -99,11 +101,17 @@ def roofline(
         for what, ways in paths(tokens, hidden, vocab).items()
         for path in ways
     ]
+    verdicts = {name: score_alone(GPUS[name], tokens, hidden, vocab) for name in wanted}
     if as_json:
-        print_json({"rows": rows, "gpus": {name: asdict(GPUS[name]) for name in wanted}})
+        alone = {
+            name: {"faster": v.faster.name, "binds": v.faster.binds(GPUS[name]), "one_kernel_below_hidden": v.hidden}
+            for name, v in verdicts.items()
+        }
+        print_json({"rows": rows, "gpus": {name: asdict(GPUS[name]) for name in wanted}, "scores_alone": alone})
         return
     for name in wanted:
         _print_predictions(GPUS[name], [row for row in rows if row["gpu"] == GPUS[name].name])
+        _print_verdict(GPUS[name], verdicts[name])
     results().print("compute and memory: floors in ms; ms: the prediction; MiB: beside inputs and results.")
 
 
@@ -126,6 +134,17 @@ def _print_predictions(gpu: Any, rows: list[dict[str, Any]]) -> None:
                 row["binds"], f"{row['extra_mib']:,.0f}",
             )  # fmt: skip
         console.print(table)
+
+
+def _print_verdict(gpu: Any, verdict: Any) -> None:
+    times = [f"{path.seconds(gpu) * 1e3:,.1f} ms, {path.binds(gpu)} binds" for path in (verdict.faster, verdict.slower)]
+    where = "at every hidden size" if verdict.hidden is None else f"below a hidden size of {verdict.hidden:,}"
+    results().print(
+        f"To score alone, '{verdict.faster.name}' ({times[0]}) is predicted to be faster than '{verdict.slower.name}' "
+        f"({times[1]}); 'one kernel' is the faster one {where}.\n",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _pick(option: str, value: str, choices: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from prefopt.kernels.workspace import Tiles
 
 _log = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "triton", "torch", "oracle"]
+BackendName = Literal["auto", "triton", "fused", "torch", "oracle"]
 
 
 class Recommendation(NamedTuple):
@@ -26,7 +26,11 @@ class Recommendation(NamedTuple):
 
 
 def recommend(device: torch.device, dtype: torch.dtype) -> Recommendation:
-    """Return what computes best on `device` for tensors of `dtype`."""
+    """Return what computes best on `device` for tensors of `dtype`.
+
+    Never "fused": its logits are not rounded to 16 bits as the vendor's products round them, so a reference scored by
+    it would differ from the same policy scored with its gradient, and DPO would not start at exactly log 2.
+    """
     if device.type != "cuda":
         return Recommendation("torch", f"there are no kernels for tensors on {device.type}")
     absent = _absent(device, dtype)
@@ -35,8 +39,15 @@ def recommend(device: torch.device, dtype: torch.dtype) -> Recommendation:
 
 def check(name: BackendName, device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError when `name` can't compute on `device`."""
-    if name == "triton" and (absent := _absent(device, dtype)):
-        raise ValueError(f"backend is 'triton', but {absent}; use 'auto' or 'torch'.")
+    if name in ("triton", "fused") and (absent := _absent(device, dtype)):
+        raise ValueError(f"backend is {name!r}, but {absent}; use 'auto' or 'torch'.")
+
+
+def scores_alone(asked: str) -> ValueError:
+    """Return the error for asking "fused" for more than it has."""
+    return ValueError(
+        f"backend is 'fused', which gives scores alone, and was asked for {asked}; use 'auto' or 'triton'."
+    )
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -46,6 +57,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """
     name, *sizes = name.split()
     tiles = Tiles(*map(int, sizes)) if sizes else None
+    if name == "fused":
+        from prefopt.kernels.triton_fused import FusedScores
+
+        return FusedScores()
     if name == "triton" or (name == "auto" and recommend(device, dtype).name == "triton"):
         from prefopt.kernels.triton_tiles import TritonTiles
 

@@ -6,22 +6,24 @@ stack (where registers that don't fit are spilled) and how much shared memory a 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prefopt.kernels import triton_kernels as kernels
+from prefopt.kernels import triton_fused, triton_kernels
 from prefopt.kernels.triton_tiles import SLACK, WIDTH, launch
 from prefopt.kernels.workspace import GPU_TILE
 
@@ -33,6 +35,11 @@ REGISTERS = 255
 REGISTER_FILE = 65536
 """Of a block at most."""
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+_MODULES = (triton_kernels, triton_fused)
+_INSTRUCTION = 16
+"""Bytes of one, on all of these."""
+_TENSOR_CORE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?(?:HMMA|HGMMA)\b", re.MULTILINE)
+"""What multiplies 16-bit tiles with tensor cores; `HFMA2.MMA` is not one of them."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,18 @@ class Variant:
 
     name: str
     kernel: str
-    """Its name in `triton_kernels`."""
+    """Its name, in one of the modules that have kernels."""
     signature: Mapping[str, str]
     """Argument -> Triton's type; `*T` stands for a pointer to the tile's dtype."""
     constants: Mapping[str, Any]
-    warps: int
+    shape: Callable[[str, int, bool], Mapping[str, int]]
+    """(dtype, compute capability, ragged) -> block sizes, `num_warps`, and `num_stages` unless it is Triton's own."""
     ragged: bool = False
     """Sizes are no multiples of 16, as in the vocabulary's tail: the launcher compiles another kernel for those."""
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    """What it is compiled for; fewer where the others differ by a conversion from what is compiled anyway."""
+    multiplies: bool = False
+    """It has a product, which tensor cores must take in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,9 @@ class Usage:
     shared: int
     """Bytes of a block."""
     instructions: int
+    """With those that fill up its last cache line."""
+    tensor_cores: int | None = None
+    """Instructions among them that multiply with tensor cores; None where there is nothing for these to multiply."""
 
     @property
     def complaints(self) -> list[str]:
@@ -77,6 +92,8 @@ class Usage:
             found.append(f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.capability]}")
         if self.registers > REGISTERS or self.registers * 32 * self.warps > REGISTER_FILE:
             found.append(f"needs {self.registers} registers in each of {32 * self.warps} threads")
+        if self.tensor_cores == 0:
+            found.append("multiplies without tensor cores")
         return found
 
 
@@ -84,12 +101,12 @@ def variants() -> Iterator[Variant]:
     """Yield every kernel in the configurations that ship: for whole tiles, and for what has ragged sizes."""
     for variant in _aligned():
         yield variant
-        yield replace(variant, name=f"{variant.name}, ragged", ragged=True)
+        yield replace(variant, name=f"{variant.name}, ragged", ragged=True, dtypes=("bfloat16",))
 
 
 def _aligned() -> Iterator[Variant]:
     """Yield every kernel with its flags, for whole tiles of a usual head."""
-    wide, narrow = launch(GPU_TILE.columns), launch(WIDTH)
+    wide, narrow = (functools.partial(_always, launch(columns)) for columns in (GPU_TILE.columns, WIDTH))
     stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr", "highest_ptr")
     numbers = {"first": "i32", "width": "i32", "row_stride": "i32", "scale": "fp32", "softcap": "fp32"}
     for options, words in (((False, False), ""), ((True, True), ", bias and softcap")):
@@ -100,42 +117,47 @@ def _aligned() -> Iterator[Variant]:
             (True, False, "fold, scores and gradient"),
             (False, True, "fold, statistics"),
         ):
-            yield _variant(
+            yield Variant(
                 what + words, "fold_kernel", {**tile, **dict.fromkeys(stats, "*fp32"), **numbers},
                 {"SLACK": SLACK, "WRITE": write, "STATISTICS": statistics, **flags},
                 wide,
             )  # fmt: skip
-        yield _variant("slopes" + words, "slope_kernel",
+        yield Variant("slopes" + words, "slope_kernel",
                        {**tile, "top_ptr": "*fp32", "share_ptr": "*fp32", **numbers}, flags, wide)  # fmt: skip
         ends = ("top_ptr", "total_ptr", "logprob_ptr", "miss_ptr", "direction_ptr")
         strides = ("hidden_stride", "weight_row_stride", "weight_column_stride", "width")
-        yield _variant(
+        yield Variant(
             "finish" + words, "finish_kernel",
             {"hidden_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64",
              **dict.fromkeys(ends, "*fp32"), **dict.fromkeys(strides, "i32"), "scale": "fp32", "softcap": "fp32"},
             {"WRITE": True, **flags}, narrow,
         )  # fmt: skip
+        yield Variant(
+            "fused scores" + words, "fused_kernel",
+            {"hidden_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64", "tops_ptr": "*fp32",
+             "totals_ptr": "*fp32", **dict.fromkeys(("count", "vocabulary", "share", *strides), "i32"),
+             "scale": "fp32", "softcap": "fp32"},
+            {"UPCAST": False, **flags}, functools.partial(_fused_shape, plain=not words), multiplies=True,
+            dtypes=("bfloat16",) if words else tuple(DTYPES),
+        )  # fmt: skip
     rows = {"rows_ptr": "*fp32", "factor_ptr": "*fp32", "width": "i32"}
-    yield _variant("rescale", "rescale_kernel", rows, {}, narrow)
-    yield _variant("scale rows", "scale_rows_kernel", {"out_ptr": "*T", **rows}, {}, narrow)
+    yield Variant("rescale", "rescale_kernel", rows, {}, narrow)
+    yield Variant("scale rows", "scale_rows_kernel", {"out_ptr": "*T", **rows}, {}, narrow)
 
 
 def cases() -> list[tuple[Variant, str, int]]:
-    """Return what there is to check: every variant, dtype and compute capability; ragged sizes in bfloat16 alone."""
-    return [
-        (v, dtype, capability)
-        for v in variants()
-        for dtype in (("bfloat16",) if v.ragged else DTYPES)
-        for capability in SHARED_LIMIT
-    ]
+    """Return what there is to check: every variant, its dtypes, every compute capability."""
+    return [(v, dtype, capability) for v in variants() for dtype in v.dtypes for capability in SHARED_LIMIT]
 
 
 def check(variant: Variant, dtype: str, capability: int) -> Usage:
     """Compile `variant` for tensors of `dtype` (a name in `DTYPES`) and a compute capability; read what it takes."""
-    kernel = getattr(kernels, variant.kernel)
+    kernel = next(getattr(module, variant.kernel) for module in _MODULES if hasattr(module, variant.kernel))
     types = {k: v.replace("*T", f"*{DTYPES[dtype]}") for k, v in variant.signature.items()}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    constants = dict(variant.constants)
+    blocks = dict(variant.shape(dtype, capability, variant.ragged))
+    options = {name: blocks.pop(name) for name in ("num_warps", "num_stages") if name in blocks}
+    constants = {**variant.constants, **blocks}
     if not variant.ragged and "weight_column_stride" in signature:
         constants["weight_column_stride"], signature["weight_column_stride"] = 1, "constexpr"
     # As the launcher does for what is divisible by 16: all pointers, and sizes unless they are ragged.
@@ -145,21 +167,25 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
         if signature[name].startswith("*") or (signature[name] == "i32" and not variant.ragged)
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": variant.warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(compiled.asm["cubin"])
-        usage, code = (_cuobjdump(flag, cubin.name) for flag in ("-res-usage", "-sass"))
+        usage, sections = (_cuobjdump(flag, cubin.name) for flag in ("-res-usage", "-elf"))
+        # Only where it is asked for: disassembling takes longer than compiling.
+        disassembled = variant.multiplies and dtype != "float32"
+        code = _cuobjdump("-sass", cubin.name) if disassembled else ""
     taken = {k: int(v) for k, v in re.findall(r"(REG|STACK):(\d+)", usage)}
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*)$", code, re.MULTILINE)
+    size = re.findall(r"^\s*[0-9a-f]+\s+[0-9a-f]+\s+([0-9a-f]+)\s.*PROGBITS.*\s\.text\.", sections, re.MULTILINE)
     return Usage(
         kernel=variant.name,
         dtype=dtype,
         capability=capability,
-        warps=variant.warps,
+        warps=options["num_warps"],
         registers=taken["REG"],
         stack=taken["STACK"],
         shared=int(compiled.metadata.shared),
-        instructions=len(lines),
+        instructions=sum(int(n, 16) for n in size) // _INSTRUCTION,
+        tensor_cores=len(_TENSOR_CORE.findall(code)) if disassembled else None,
     )
 
 
@@ -170,10 +196,13 @@ def check_all(wanted: Sequence[tuple[Variant, str, int]]) -> Iterator[Usage]:
         yield from pool.map(check, *zip(*wanted, strict=True))
 
 
-def _variant(
-    name: str, kernel: str, signature: Mapping[str, str], constants: Mapping[str, Any], shape: Mapping[str, int]
-) -> Variant:
-    return Variant(name, kernel, signature, {**constants, "BLOCK": shape["BLOCK"]}, shape["num_warps"])
+def _always(blocks: Mapping[str, int], dtype: str, capability: int, ragged: bool) -> Mapping[str, int]:
+    """Return the shape of a kernel that has one for everything; a module's function, since processes exchange it."""
+    return blocks
+
+
+def _fused_shape(dtype: str, capability: int, ragged: bool, *, plain: bool) -> Mapping[str, int]:
+    return triton_fused.shape(getattr(torch, dtype), capability // 10, whole=not ragged, plain=plain)
 
 
 def _cuobjdump(flag: str, path: str) -> str:

@@ -63,8 +63,9 @@ def sequence_logprobs(
         softcap: the cap of Gemma 2's logits, > 0.
         logit_scale: multiplies the logits before the bias.
         reduction: "sum" or "mean" over each completion's tokens, (S,), 0 for one without tokens; "none": (N,).
-        backend: "triton" (kernels for a GPU), "torch" (tiles on any device), "oracle" (naive, float64, tests only) or
-            "auto": what `backends.recommend` says of the device.
+        backend: "triton" (kernels for a GPU), "fused" (scores alone on a GPU, without logits in memory), "torch" (tiles
+            on any device), "oracle" (naive, float64, tests only) or "auto": what `backends.recommend` says of the
+            device.
 
     Raises:
         ValueError: a shape, dtype, device, index or option that can't be used; nothing is computed before.
@@ -72,6 +73,8 @@ def sequence_logprobs(
     """
     head = _check(hidden, weight, target, segment, bias, softcap, logit_scale, backend)
     target, segment = _check_segments(target, segment, num_segments, head, reduction)
+    if backend == "fused" and _asks_gradient(hidden, head):
+        raise backends.scores_alone("a gradient (an input requires one; torch.no_grad asks for none)")
     if backend == "oracle":
         token = oracle.token_logprobs(hidden, target, head)
         result = oracle.reduce_segments(token, segment, num_segments, reduction)
@@ -109,6 +112,8 @@ def policy_reference_logprobs(
 
     """
     head = _check(policy, weight, target, segment, bias, softcap, logit_scale, backend)
+    if backend == "fused":
+        raise backends.scores_alone("two models in one sweep")
     if (reference.shape, reference.dtype, reference.device) != (policy.shape, policy.dtype, policy.device):
         raise ValueError(
             f"reference is {tuple(reference.shape)} {_dtype(reference)} on {reference.device} and policy "
@@ -141,6 +146,8 @@ def token_statistics(
     segment = torch.zeros_like(target)
     head = _check(hidden, weight, target, segment, bias, softcap, logit_scale, backend)
     target, _ = _check_segments(target, segment, 1, head, "none")
+    if backend == "fused":
+        raise backends.scores_alone("statistics")
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
         if backend == "oracle":
             found = statistics.naive(oracle.all_logprobs(hidden, head), target)
@@ -160,12 +167,16 @@ def token_logprobs(hidden: Tensor, target: Tensor, head: Head, backend: str) -> 
 def _score(hidden: Tensor, reference: Tensor | None, target: Tensor, head: Head, backend: str) -> list[Tensor]:
     """Return `log p(target)` of `hidden` and, (0,) without one, of `reference`; no gradient reaches the latter."""
     parts = (head.weight, head.bias, target, head.scale, head.softcap, backend)
-    trained = any(x is not None and x.requires_grad for x in (head.weight, head.bias))
-    if torch.is_grad_enabled() and hidden.requires_grad and not trained:
+    if _asks_gradient(hidden, head) and not _asks_gradient(None, head):
         token, _, others = ops.token_directions(hidden, reference, *parts)
     else:
         token, *_, others = ops.token_scores(hidden, reference, *parts)
     return [token, others]
+
+
+def _asks_gradient(hidden: Tensor | None, head: Head) -> bool:
+    inputs = (hidden, head.weight, head.bias)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def _reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:
@@ -197,7 +208,7 @@ def _check(
         raise ValueError(f"logit_scale is {logit_scale}; it must be a finite number.")
     if backend not in _BACKENDS:
         hint = nearest(backend, _BACKENDS)
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'torch' or 'oracle'{hint}.")
+        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'fused', 'torch' or 'oracle'{hint}.")
     _check_tensors(hidden, weight, bias, target, segment)
     backends.check(backend, hidden.device, hidden.dtype)
     return Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))

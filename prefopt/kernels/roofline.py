@@ -7,6 +7,7 @@ Letters: N scored tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -20,6 +21,8 @@ FUSED = 0.67
 report of theirs on an A100."""
 _LOW, _HIGH = 2, 4
 """Bytes of a 16-bit and of a float32 number."""
+_WIDEST = 1 << 16
+"""Hidden sizes that are looked at are below this one."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +147,31 @@ def paths(tokens: int, hidden: int, vocabulary: int) -> dict[str, tuple[Path, ..
         "scores and gradient": (ours, recompute, full),
         "scores alone": (score_tiles, score_fused, score_full),
     }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of our two ways to score alone is predicted to be the faster one on a GPU, and why."""
+
+    faster: Path
+    slower: Path
+    hidden: int | None
+    """The one kernel is the faster one below this hidden size; None where it is at every one looked at."""
+
+
+def score_alone(gpu: Gpu, tokens: int, hidden: int, vocabulary: int) -> Verdict:
+    """Compare tiles, whose logits are written and read once, with one kernel that keeps them but multiplies slower."""
+
+    def ways(h: int) -> tuple[Path, Path]:
+        tiles, fused, _ = paths(tokens, h, vocabulary)["scores alone"]
+        return tiles, fused
+
+    def tiles_win(h: int) -> bool:
+        tiles, fused = ways(h)
+        return tiles.seconds(gpu) <= fused.seconds(gpu)
+
+    # What tiles lose by traffic is the same for every hidden size, and what they win by rate grows with it.
+    first = 1 + bisect_left(range(1, _WIDEST), True, key=tiles_win)
+    tiles, fused = ways(hidden)
+    faster, slower = (tiles, fused) if tiles_win(hidden) else (fused, tiles)
+    return Verdict(faster, slower, first if first < _WIDEST else None)

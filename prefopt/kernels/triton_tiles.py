@@ -69,19 +69,19 @@ class TritonWorkspace(Workspace):
             for part, write in parts:
                 kernels.fold_kernel[(part.stop - part.start,)](
                     tile[part], self._bias(first), target[part], top[part], total[part], rescale[part], total, total,
-                    total, first, tile.shape[1], tile.stride(0), **self._options(), SLACK=SLACK, WRITE=write,
+                    total, first, tile.shape[1], tile.stride(0), **head_options(self.head), SLACK=SLACK, WRITE=write,
                     STATISTICS=False, **launch(self.tiles.columns),
                 )  # fmt: skip
             if direction is not None:
                 if first:
-                    kernels.rescale_kernel[(kept,)](direction, rescale, direction.shape[1], **_by_width(direction))
+                    kernels.rescale_kernel[(kept,)](direction, rescale, direction.shape[1], **by_width(direction))
                 self.add_product(direction, tile[:kept], weight[columns], 1)
         hidden = hidden.contiguous()
         for part, write in parts:
             kernels.finish_kernel[(part.stop - part.start,)](
                 hidden[part], weight, self._bias(0), target[part], top[part], total[part], logprob[part], miss[part],
                 hidden if direction is None else direction, hidden.stride(0), weight.stride(0), weight.stride(1),
-                hidden.shape[1], **self._options(), WRITE=write, **_by_width(hidden),
+                hidden.shape[1], **head_options(self.head), WRITE=write, **by_width(hidden),
             )  # fmt: skip
         return TokenScores(logprob, miss, top, total)
 
@@ -94,7 +94,7 @@ class TritonWorkspace(Workspace):
             tile = self.logits(hidden, slice(first, first + self.tiles.columns))
             kernels.fold_kernel[(count,)](
                 tile, self._bias(first), target, top, total, rescale, weighted, squares, highest, first, tile.shape[1],
-                tile.stride(0), **self._options(), SLACK=SLACK, WRITE=False, STATISTICS=True,
+                tile.stride(0), **head_options(self.head), SLACK=SLACK, WRITE=False, STATISTICS=True,
                 **launch(self.tiles.columns),
             )  # fmt: skip
         return TokenSums(top, total, weighted, squares, highest)
@@ -106,7 +106,7 @@ class TritonWorkspace(Workspace):
         tile = self.logits(hidden, columns)
         kernels.slope_kernel[(tile.shape[0],)](
             tile, self._bias(columns.start), targets.target, others.top[rows], others.share[rows],
-            columns.start, tile.shape[1], tile.stride(0), **self._options(), **launch(self.tiles.columns),
+            columns.start, tile.shape[1], tile.stride(0), **head_options(self.head), **launch(self.tiles.columns),
         )  # fmt: skip
         if d_bias is not None:
             d_bias[columns] -= tile.sum(0, dtype=self.dtype)
@@ -115,15 +115,6 @@ class TritonWorkspace(Workspace):
     def _bias(self, first: int) -> Tensor:
         """Return the bias from column `first` on; any tensor where the head has none."""
         return self.low if self.bias is None else self.bias[first:]
-
-    def _options(self) -> dict[str, Any]:
-        head = self.head
-        return {
-            "scale": head.scale,
-            "softcap": head.softcap or 1.0,
-            "HAS_BIAS": head.bias is not None,
-            "HAS_SOFTCAP": head.softcap is not None,
-        }
 
 
 class TritonTiles(TorchTiles):
@@ -137,11 +128,20 @@ class TritonTiles(TorchTiles):
     def scale_rows(self, rows: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(rows, dtype=dtype)
         if rows.numel():
-            kernels.scale_rows_kernel[(rows.shape[0],)](
-                out, rows, factor.contiguous(), rows.shape[1], **_by_width(rows)
-            )
+            kernels.scale_rows_kernel[(rows.shape[0],)](out, rows, factor.contiguous(), rows.shape[1], **by_width(rows))
         return out
 
 
-def _by_width(rows: Tensor) -> dict[str, int]:
+def head_options(head: Head) -> dict[str, Any]:
+    """Return what every kernel that makes logits asks of the head."""
+    return {
+        "scale": head.scale,
+        "softcap": head.softcap or 1.0,
+        "HAS_BIAS": head.bias is not None,
+        "HAS_SOFTCAP": head.softcap is not None,
+    }
+
+
+def by_width(rows: Tensor) -> dict[str, int]:
+    """Return block size and warps of a program that walks a row of hidden size."""
     return launch(min(WIDTH, rows.shape[1]))

@@ -222,12 +222,15 @@ def test_doctor_prints_what_is_here_and_json_for_programs(prefopt: Callable[...,
 def test_roofline_predicts_for_one_gpu_and_refuses_an_unknown_one(prefopt: Callable[..., Ended]) -> None:
     code, out, _ = prefopt("kernels", "roofline", "--gpu", "4090", "--json")
     assert code == 0
-    rows = json.loads(out)["rows"]
+    found = json.loads(out)
+    rows = found["rows"]
+    assert found["scores_alone"]["4090"]["faster"] == "ours, tiles"
     assert {row["gpu"] for row in rows} == {"RTX 4090"}
     assert all(row["predicted_ms"] >= max(row["compute_ms"], row["memory_ms"]) - 1e-9 for row in rows)
     code, out, _ = prefopt("kernels", "roofline", "--gpu", "4090")
     assert code == 0
     assert "1008 GB/s" in out
+    assert "'one kernel' is the faster one below a hidden size of" in out
     code, _, err = prefopt("kernels", "roofline", "--gpu", "409")
     assert code == 2
     assert "did you mean '4090'?" in err

@@ -19,7 +19,10 @@ def test_every_kernel_compiles_without_spills_and_within_each_gpus_limits():
     whole = {u.kernel for u in found if not u.kernel.endswith("ragged")}
     assert len(whole) >= 12
     assert {(u.kernel, u.dtype, u.capability) for u in found if u.kernel in whole} == {
-        (k, d, c) for k in whole for d in compiled.DTYPES for c in compiled.SHARED_LIMIT
+        (k, d, c)
+        for k in whole
+        for d in (["bfloat16"] if k == "fused scores, bias and softcap" else compiled.DTYPES)
+        for c in compiled.SHARED_LIMIT
     }
     assert {u.kernel.removesuffix(", ragged") for u in found} == whole
     assert all(u.registers >= 16 and u.instructions > 50 for u in found)  # the tool's output was understood
@@ -34,6 +37,8 @@ def test_what_forbids_a_kernel_is_said():
     assert replace(fine, stack=8).complaints == ["spills 8 bytes to the stack"]
     assert replace(fine, shared=100 << 10).complaints == ["needs 102400 bytes of shared memory of 101376"]
     assert replace(fine, capability=80, shared=100 << 10).complaints == []
+    assert replace(fine, tensor_cores=64).complaints == []
+    assert replace(fine, tensor_cores=0).complaints == ["multiplies without tensor cores"]
     assert replace(fine, registers=129).complaints == ["needs 129 registers in each of 512 threads"]
 
 
@@ -42,6 +47,21 @@ def test_a_spilling_kernel_is_found_out():
     from prefopt.kernels import compiled
 
     (variant, *_) = [v for v in compiled.variants() if v.name == "fold, scores and gradient"]
-    usage = compiled.check(replace(variant, warps=1), "bfloat16", 80)
+    narrow = {**variant.shape("bfloat16", 80, False), "num_warps": 1}
+    usage = compiled.check(replace(variant, shape=lambda *_: narrow), "bfloat16", 80)
+    assert usage.warps == 1
     assert usage.stack > 0
     assert usage.complaints
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_a_product_without_tensor_cores_is_found_out(capability):
+    from prefopt.kernels import compiled
+
+    rescale, fused = (next(v for v in compiled.variants() if v.name == name) for name in ("rescale", "fused scores"))
+    assert compiled.check(rescale, "bfloat16", capability).tensor_cores is None
+    assert compiled.check(replace(rescale, multiplies=True), "bfloat16", capability).complaints == [
+        "multiplies without tensor cores"
+    ]
+    assert compiled.check(fused, "bfloat16", capability).tensor_cores > 0
+    assert compiled.check(fused, "float32", capability).tensor_cores is None

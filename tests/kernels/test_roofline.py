@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefopt.kernels.roofline import GPUS, Gpu, Path, Phase, paths
+from prefopt.kernels.roofline import GPUS, Gpu, Path, Phase, paths, score_alone
 
 
 def test_a_phase_takes_the_longer_of_its_floors_by_hand():
@@ -37,3 +37,19 @@ def test_at_a_usual_size_one_sweep_is_the_fastest_everywhere(name):
     ours, recompute, full = (path.seconds(GPUS[name]) for path in with_gradient)
     assert ours < full < recompute or ours < recompute < full
     assert recompute / ours < 1.5  # by FLOPs alone
+
+
+def test_which_way_to_score_alone_is_faster_by_hand():
+    # Arithmetic binds both at (1/0.67 - 1/0.75) 2NHV/P apart; tiles read 2NV bytes more: equal at
+    # H = (P/B) / (1/0.67 - 1/0.75), 1,000 TFLOP/s and 3,000 GB/s give 2,093.8.
+    gpu = Gpu("toy", teraflops=1000.0, bandwidth=3000, source="")
+    wide = score_alone(gpu, 4096, 4096, 131072)
+    assert (wide.faster.name, wide.slower.name, wide.hidden) == ("ours, tiles", "one kernel", 2094)
+    assert score_alone(gpu, 4096, 2094, 131072).faster.name == "ours, tiles"
+    assert score_alone(gpu, 4096, 2093, 131072).faster.name == "one kernel"
+
+
+def test_one_kernel_is_always_the_faster_one_where_reading_the_weight_binds():
+    verdict = score_alone(GPUS["4090"], 16, 4096, 131072)
+    assert verdict.faster.name == "one kernel"
+    assert verdict.hidden is None
