@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from prefopt.data.config import DataConfig
 from prefopt.eval.config import EvalConfig
+from prefopt.losses import available
+from prefopt.losses.catalogue import catalogue
 from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
 from prefopt.recipe import load_recipe
 from prefopt.train.config import TrainConfig
@@ -80,6 +82,21 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields} - set(sections)
     shown = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/recipe.md").read_text(), flags=re.MULTILINE)
     assert sorted(shown) == sorted(keys)
+
+
+def test_every_loss_is_documented_with_its_defaults_its_paper_and_what_it_needs() -> None:
+    page = (ROOT / "docs/losses.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| `", page, flags=re.MULTILINE)
+    shown = {name: (data, hyper) for name, data, hyper in rows}
+    assert shown.keys() == available().keys()
+    for entry in catalogue():
+        data = entry.data if entry.needs_reference else f"{entry.data}, no reference"
+        hyper = ", ".join(
+            f"`{key}` {value if isinstance(value, str) else json.dumps(value).removesuffix('.0')}"
+            for key, value in entry.hyper.items()
+        )
+        assert shown[entry.name] == (data, hyper)
+        assert entry.paper[:16] in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, train, version
+from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, train, version
 from prefopt.cli.console import messages
 from prefopt.errors import PrefoptError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(no_args_is_help=True, help="Measure a run, or a recipe's model before it is trained.")
 datasets = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
+loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
 app.command("demo")(demo.demo)
@@ -39,6 +40,8 @@ evaluations.command("pairs")(evaluate.pairs)
 app.command("chat")(chat.chat)
 app.add_typer(datasets, name="data")
 datasets.command("inspect")(data.inspect)
+app.add_typer(loss_verbs, name="losses")
+loss_verbs.command("plot")(losses.plot)
 app.add_typer(kernel_verbs, name="kernels")
 kernel_verbs.command("check")(kernels.check)
 kernel_verbs.command("roofline")(kernels.roofline)

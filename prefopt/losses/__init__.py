@@ -1,10 +1,10 @@
 """Preference losses: each is a module, a function of sequence log-probs that declares what it needs."""
 
-from prefopt.losses.base import Loss
+from prefopt.losses.base import Loss, PairLoss
 from prefopt.losses.config import LossConfig
 from prefopt.losses.dpo import DPO
 from prefopt.losses.ipo import IPO
 from prefopt.losses.kto import KTO
 from prefopt.losses.registry import available, build
 
-__all__ = ["DPO", "IPO", "KTO", "Loss", "LossConfig", "available", "build"]
+__all__ = ["DPO", "IPO", "KTO", "Loss", "LossConfig", "PairLoss", "available", "build"]

@@ -15,9 +15,10 @@ class CPO(Loss):
         loss = -log sigma(beta * (log pi(chosen) - log pi(rejected))) - nll_weight * log pi(chosen) / length(chosen)
 
     The objective of arXiv:2401.08417. The paper writes the second term as the whole sequence's log-prob; the authors'
-    code averages it over tokens, and so do we: the first term pulls a nat of log-prob by beta at most, the sum would
-    pull it by 1, so that at beta 0.1 the preference would hardly be heard and long completions would decide. As in
-    the paper, both terms count the same by default. The implicit reward is beta * log pi.
+    code averages it over the batch's tokens, ours over each completion's: the first term pulls a nat of log-prob by
+    beta at most, the sum would pull it by 1, so that at beta 0.1 the preference would hardly be heard and long
+    completions would decide. As in the paper, both terms count the same by default. The implicit reward is
+    beta * log pi.
 
     Raises RecipeError unless beta > 0 and nll_weight >= 0.
     """

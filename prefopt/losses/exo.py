@@ -17,9 +17,9 @@ class EXO(PairLoss):
         loss   = p * log(p / (1 - label_smoothing)) + (1 - p) * log((1 - p) / label_smoothing)
 
     EXO-pref of arXiv:2402.00856: its objective for preferences, with the pair itself as the K = 2 sampled
-    completions. `beta` is the paper's beta_pi, `label_smoothing` its epsilon, with its default. DPO is the KL the
-    other way round. The loss is 0, its least, where p = 1 - label_smoothing; label_smoothing = 0 would make every
-    loss infinite.
+    completions. `beta` is the paper's beta_pi, `label_smoothing` its epsilon: 0.001 is what the peers quote from it,
+    the authors' code has exp(-10). DPO is the KL the other way round. The loss is 0, its least, where
+    p = 1 - label_smoothing; label_smoothing = 0 would make every loss infinite.
 
     Raises RecipeError unless beta > 0 and 0 < label_smoothing < 0.5.
     """

@@ -14,7 +14,8 @@ class SPPO(PairLoss):
 
     The square loss of arXiv:2405.00675, whose eta is 1 / beta, with hard preferences: the probability of winning is 1
     for chosen and 0 for rejected, where the paper estimates it by a preference model. The paper's eta of 1e3 (beta
-    0.001) puts the targets at 500 nats, which no step ever reaches; our default puts them at 5. In the paper the
+    0.001) puts the targets at 500 nats, far beyond reach; our default puts them at 5. The two squares are added, as the
+    peers do; the authors' code takes half of that. In the paper the
     reference is the policy of the round before, which a recipe's `reference` can name.
 
     Raises RecipeError unless beta > 0.

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from prefopt import cli
+from prefopt.losses import available
 from tests.toys import pair_rows
 
-VERBS = ["demo", "train", "eval pairs", "chat", "data inspect", "doctor", "version"]
+VERBS = ["demo", "train", "eval pairs", "chat", "data inspect", "losses", "losses plot", "doctor", "version"]
 PAIRS = '{"prompt": "Is it good?", "chosen": " It is.", "rejected": " No."}\n'
 RECIPE = """\
 model: {name: MODEL, dtype: float32}
@@ -120,6 +121,10 @@ def test_a_wrong_recipe_ends_a_process_with_2_one_sentence_and_no_traceback(reci
         (["chat", "FOLDER"], "has not finished training"),
         (["chat", "FOLDER/none"], "no run directory"),
         (["data", "inspect", "pear.jsonl"], "pear.jsonl is missing"),
+        (["losses", "plot", "dop", "--out", "FOLDER/x.png"], "did you mean 'dpo'?"),
+        (["losses", "plot", "kto", "--out", "FOLDER/x.png"], "it takes labels, not pairs"),
+        (["losses", "plot", "aot", "--out", "FOLDER/x.png"], "it depends on the other pairs of its step"),
+        (["losses", "plot", "--out", "FOLDER/x.gif"], "must end in one of .png, .svg, .pdf"),
         (["data", "inspect", "FOLDER/pairs.jsonl", "--column", "prompt"], "not of the form field=column"),
         (["data", "inspect", "FOLDER/pairs.jsonl", "--format", "pears"], "pears"),
     ],
@@ -217,6 +222,24 @@ def test_doctor_prints_what_is_here_and_json_for_programs(prefopt: Callable[...,
     facts = json.loads(out)
     assert facts["packages"]["prefopt"] in process("version").out
     assert {"GPU", "bfloat16", "Triton"} <= {found["name"] for found in facts["capabilities"]}
+
+
+def test_losses_lists_what_each_needs_and_json_for_programs(prefopt: Callable[..., Ended]) -> None:
+    code, out, err = prefopt("losses")
+    assert (code, err) == (0, "")
+    assert "arXiv:2305.18290" in out
+    assert "labels or pairs" in out
+    found = {entry["name"]: entry for entry in json.loads(prefopt("losses", "--json").out)}
+    assert list(found) == sorted(available())
+    assert found["simpo"]["needs_reference"] is False
+    assert found["kto"]["statistics"] == "mismatched"
+    assert found["dpo"]["hyper"]["divergence"] == "reverse_kl"
+
+
+def test_losses_plot_writes_a_figure_and_prints_where(prefopt: Callable[..., Ended], tmp_path: Path) -> None:
+    code, out, _ = prefopt("losses", "plot", "hinge", "simpo", "--out", str(tmp_path / "two.png"))
+    assert (code, out) == (0, f"{tmp_path / 'two.png'}\n")
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_roofline_predicts_for_one_gpu_and_refuses_an_unknown_one(prefopt: Callable[..., Ended]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,13 +99,22 @@ def test_only_reverse_kl_looks_at_nothing_but_the_difference(divergence: str) ->
     assert (total < 1e-15) == (divergence == "reverse_kl")
 
 
-@pytest.mark.parametrize(("name", "plain"), [("robust_dpo", "dpo"), ("aot", "aot"), ("aot_unpaired", "aot_unpaired")])
-def test_no_flipped_labels_is_the_plain_loss(name: str, plain: str) -> None:
+@pytest.mark.parametrize("name", ["dpo", "aot", "aot_unpaired"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_label_smoothing_mixes_the_plain_loss_with_that_of_flipped_labels(name: str, rate: float) -> None:
     seqs = sequences(
-        [-10.0, -11.0, -5.0, -9.0], [-12.0, -10.0, -8.0, -8.0], pair=[(0, 1), (2, 3)],
-        labels=[(0, True), (1, False), (2, True), (3, False)], dtype=torch.float64,
+        [-10.0, -11.0, -5.0, -9.0, -7.0], [-12.0, -10.0, -8.0, -8.0, -7.5], pair=[(0, 1), (2, 3)],
+        labels=[(0, True), (1, False), (2, True), (3, False), (4, False)], dtype=torch.float64,
     )  # fmt: skip
-    torch.testing.assert_close(build(name, label_smoothing=0)(seqs).loss, build(plain)(seqs).loss)
+    flipped = replace(seqs, pair=seqs.pair.flip(1), label=~seqs.label)
+    plain, smoothed = build(name), build(name, label_smoothing=rate)
+    expected = (1 - rate) * plain(seqs).loss.sum() + rate * plain(flipped).loss.sum()
+    torch.testing.assert_close(smoothed(seqs).loss.sum(), expected)
+
+
+def test_robust_dpo_without_flipped_labels_is_dpo() -> None:
+    seqs = double(1.0, -2.0)
+    torch.testing.assert_close(build("robust_dpo", label_smoothing=0)(seqs).loss, DPO()(seqs).loss)
 
 
 def test_conservative_dpo_is_least_where_sigma_of_the_margin_is_the_share_of_right_labels() -> None:

@@ -178,34 +178,41 @@ def test_unpaired_aot_is_trls_where_there_are_as_many_good_as_bad(beta: float, s
 class Logits:
     """Gives logits over three tokens, whatever it is asked; knows what they come to."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: int = 1) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.logits = torch.randn(2 * PAIRS, TOKENS + 1, 3, generator=draw, dtype=torch.float64).requires_grad_()
-        self.ids = torch.randint(0, 3, (2 * PAIRS, TOKENS + 1), generator=draw)
+        shape = (2 * PAIRS, TOKENS + prompt)
+        self.prompt = prompt
+        self.logits = torch.randn(*shape, 3, generator=draw, dtype=torch.float64).requires_grad_()
+        self.ids = torch.randint(0, 3, shape, generator=draw)
 
     def __call__(self, ids: Tensor, **kwargs: Any) -> SimpleNamespace:
         assert torch.equal(ids, self.ids)
         return SimpleNamespace(logits=self.logits)
 
     def batch(self) -> dict[str, Tensor]:
-        real = torch.nn.functional.pad(MASK, (1, 0), value=True)  # one prompt token before, which nothing predicts
+        completion, real = (torch.nn.functional.pad(MASK, (self.prompt, 0), value=v) for v in (False, True))
         tensors = {
             "input_ids": self.ids,
             "attention_mask": real.long(),
-            "labels": self.ids.masked_fill(~torch.nn.functional.pad(MASK, (1, 0)), -100),
+            "labels": self.ids.masked_fill(~completion, -100),
         }
         halves = {"chosen": slice(0, PAIRS), "rejected": slice(PAIRS, None)}
         return {f"{side}_{key}": value[half] for side, half in halves.items() for key, value in tensors.items()}
 
+    def per_token(self) -> Tensor:
+        """(S, prompt - 1 + TOKENS) log-probs of all tokens but the first, which nothing predicts."""
+        return self.logits.log_softmax(-1)[:, :-1].gather(-1, self.ids[:, 1:, None])[..., 0]
+
     def sums(self) -> Tensor:
         """(S,) log-probs of the completions."""
-        every = self.logits.log_softmax(-1)[:, :-1].gather(-1, self.ids[:, 1:, None])[..., 0]
-        return (every * MASK).sum(1)
+        return (self.per_token()[:, self.prompt - 1 :] * MASK).sum(1)
 
-    def imitation(self) -> tuple[Tensor, Tensor]:
+    def imitation(self, *, with_prompt: bool = False) -> tuple[Tensor, Tensor]:
         """The chosen completions' negative log-prob: mean over all tokens of the batch, and mean of their means."""
         chosen = -self.sums()[:PAIRS]
-        return chosen.sum() / LENGTHS[:PAIRS].sum(), (chosen / LENGTHS[:PAIRS]).mean()
+        more = self.per_token()[:PAIRS, : self.prompt - 1] if with_prompt else torch.zeros(0)
+        by_token = (chosen.sum() - more.sum()) / (LENGTHS[:PAIRS].sum() + more.numel())
+        return by_token, (chosen / LENGTHS[:PAIRS]).mean()
 
 
 def experimental(kind: Any, model: Logits, **settings: Any) -> Tensor:
@@ -236,36 +243,33 @@ def test_simpo_is_trls_without_the_imitation_that_trl_adds_by_default(gamma: flo
     assert cpo.CPOConfig.cpo_alpha == 1.0
 
 
-def test_orpo_is_trls_but_that_every_chosen_completion_counts_alike() -> None:
+@pytest.mark.parametrize("prompt", [1, 3])
+def test_orpo_is_trls_but_that_every_chosen_completion_counts_alike_and_no_prompt(prompt: int) -> None:
     orpo = pytest.importorskip("trl.experimental.orpo")
-    model, mine = Logits(), Logits()
+    model, mine = Logits(prompt), Logits(prompt)
     theirs = experimental(orpo.ORPOTrainer, model, beta=0.3)
-    by_token, by_example = model.imitation()
+    by_token, by_example = model.imitation(with_prompt=True)
     found = mean(build("orpo", beta=0.3), pairs(mine.sums(), None))
     # TRL computes the odds in float32.
     check(theirs + by_example - by_token, model.logits, found, mine.logits, within=1e-6)
 
 
-@pytest.mark.parametrize("beta", [0.05, 0.5])
-@pytest.mark.parametrize("sign", [1, -1])  # of the divergence's estimate, which both clamp at 0
-def test_kto_is_trls(beta: float, sign: int) -> None:
-    policy, reference = log_probs(0).requires_grad_(), log_probs(1).sum(1)
-    desirable = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0]).bool()
-    mismatched = torch.tensor([-9.0, -4.0, -5.0], dtype=torch.float64)
-    frozen = mismatched - sign * torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
-    peer = trainer(
-        trl.KTOTrainer, Model(policy), loss_type="kto", beta=beta, desirable_weight=1.0, undesirable_weight=1.5,
-        calculate_KL=True, _compute_kl_logps=lambda model, batch: mismatched,
-    )  # fmt: skip
-    batch = inputs(label=desirable, ref_logps=reference, ref_KL_logps=frozen)
-    expected = peer._compute_loss(peer.model, batch, return_outputs=False)
+def test_orpos_odds_are_finite_where_trls_are_not() -> None:
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    certain, unsure = torch.zeros(1), torch.full((1,), -1.0)
+    peer = trainer(orpo.ORPOTrainer, Model(certain), beta=0.1)
+    *_, log_odds = peer.odds_ratio_loss(certain, unsure)
+    assert log_odds == float("inf")
+    seqs = replace(pairs(torch.cat([certain, unsure]), None), length=torch.ones(2), pair=torch.tensor([[0, 1]]))
+    assert build("orpo")(seqs).loss.isfinite().all()
 
-    mine = log_probs(0).requires_grad_()
-    count = len(LENGTHS)
-    seqs = SequenceLogprobs(
-        policy=torch.cat([mine.sum(1), mismatched]), reference=torch.cat([reference, frozen]),
-        length=torch.cat([LENGTHS, torch.ones(3, dtype=torch.int64)]), pair=torch.zeros(0, 2, dtype=torch.int64),
-        labelled=torch.arange(count), label=desirable, mismatched=torch.arange(count, count + 3),
-    )  # fmt: skip
-    output = build("kto", beta=beta, undesirable_weight=1.5)(seqs)
-    check(expected, policy, output.loss.sum() / output.weight.sum(), mine)
+
+def test_a_chosen_completion_far_below_its_reference_is_pulled_here_and_no_more_in_trl() -> None:
+    policy = log_probs(0).float().requires_grad_()
+    reference = policy.detach().sum(1) + torch.where(torch.arange(2 * PAIRS) < PAIRS, 300.0, 0.0)
+    settings = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5}
+    (theirs,) = torch.autograd.grad(dpo_trainers("sigmoid", policy, reference, beta=0.1, **settings), policy)
+    loss = build("dpo", beta=0.1, divergence="alpha", alpha_coef=0.5)
+    (ours,) = torch.autograd.grad(mean(loss, pairs(policy.sum(1), reference)), policy)
+    assert theirs[:PAIRS].abs().max() == 0
+    assert (ours[:PAIRS][MASK[:PAIRS]] < 0).all()
