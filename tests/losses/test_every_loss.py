@@ -137,6 +137,34 @@ def test_one_example_is_one_in_the_divisor_and_every_completion_has_a_reward(los
     assert (loss(replace(seqs, policy=seqs.policy.detach() + 0.05)).reward > out.reward).all()
 
 
+def reward_by_name(loss: Loss, policy: torch.Tensor, log_ratio: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """What the loss compares, times beta: the log-ratio, unless its docstring says otherwise."""
+    compared = {
+        "dpo_norm": log_ratio / length,
+        "simpo": policy / length,
+        "orpo": policy / length,
+        "cpo": policy,
+    }.get(loss.name, log_ratio)
+    if loss.name == "dpo":
+        alpha = loss.hyper()["alpha_coef"]
+        compared = {
+            "reverse_kl": log_ratio,
+            "forward_kl": 1 - (-log_ratio).exp(),
+            "js": (2 / (1 + (-log_ratio).exp())).log(),
+            "alpha": (1 - (-alpha * log_ratio).exp()) / alpha,
+        }[str(loss.hyper()["divergence"])]
+    return loss.beta * compared
+
+
+@every_loss
+def test_the_reward_is_beta_times_what_the_loss_compares(loss: Loss) -> None:
+    seqs = random_sequences(4)
+    policy = seqs.policy.detach()
+    assert seqs.reference is not None
+    expected = reward_by_name(loss, policy, policy - seqs.reference, seqs.length)
+    torch.testing.assert_close(loss(seqs).reward, expected, rtol=1e-12, atol=1e-13)
+
+
 @every_loss
 def test_an_example_depends_on_others_of_its_step_only_if_the_loss_says_so(loss: Loss) -> None:
     seqs = random_sequences(2)

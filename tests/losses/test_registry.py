@@ -51,13 +51,13 @@ def test_losses_are_listed_in_order_and_every_loss_of_the_package_is_there() -> 
 
 def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
     """The demo's recipe apart, code asks a loss what it needs and never what it is called."""
-    root = Path(prefopt.__file__).parent
+    root, names = Path(prefopt.__file__).parent, available().keys()
     found = [
         f"{file}:{node.lineno}: {node.value!r}"
         for file in root.rglob("*.py")
         if file.parent.name not in ("losses", "demo")
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and node.value in available()
+        if isinstance(node, ast.Constant) and node.value in names
     ]
     assert found == []
 
