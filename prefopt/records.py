@@ -153,8 +153,23 @@ class SequenceLogprobs:
 
 
 @dataclass(frozen=True, eq=False)
+class LossPart:
+    """One loss of a mixture, unreduced: it adds factor * sum(loss) / sum(weight) over a step to the step's loss."""
+
+    name: str
+    factor: float
+    loss: Tensor
+    """(P,), (U,) or of what else it counts, float32, already multiplied by its weight."""
+    weight: Tensor
+    """Same shape."""
+
+
+@dataclass(frozen=True, eq=False)
 class LossOutput:
-    """A loss per example, unreduced: step loss = sum(loss) / sum(weight) over all packs and ranks of a step."""
+    """A loss per example, unreduced: step loss = sum(loss) / sum(weight) over all packs and ranks of a step.
+
+    With `parts` this holds of each part by itself, and `loss` and `weight` are so only of all that was given at once.
+    """
 
     loss: Tensor
     """(P,) or (U,) float32, already multiplied by its weight."""
@@ -164,3 +179,17 @@ class LossOutput:
     """(S,) float32, the implicit reward of every completion, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars to log, detached; summed nowhere, so only what is one number a step."""
+    parts: tuple[LossPart, ...] = ()
+    """Of a mixture."""
+
+    @classmethod
+    def of_parts(cls, parts: tuple[LossPart, ...], *, reward: Tensor, metrics: dict[str, Tensor]) -> LossOutput:
+        """Return the output of a mixture; a part without any weight adds nothing."""
+        scaled = [part.factor * part.loss / part.weight.sum().clamp(min=1e-30) for part in parts]
+        loss = torch.cat(scaled)
+        return cls(loss, torch.full_like(loss.detach(), 1 / max(1, loss.numel())), reward, metrics, parts)
+
+    @property
+    def terms(self) -> tuple[LossPart, ...]:
+        """What is normalised by itself: the parts, or all of a loss that has none."""
+        return self.parts or (LossPart("", 1.0, self.loss, self.weight),)

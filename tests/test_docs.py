@@ -95,7 +95,7 @@ def test_every_loss_is_documented_with_its_defaults_its_paper_and_what_it_needs(
             f"`{key}` {value if isinstance(value, str) else json.dumps(value).removesuffix('.0')}"
             for key, value in entry.hyper.items()
         )
-        assert shown[entry.name] == (data, hyper)
+        assert shown[entry.name] == (data, hyper or "none")
         assert entry.paper[:16] in page
 
 

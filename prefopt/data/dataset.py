@@ -129,21 +129,28 @@ class PreferenceData:
     def for_loss(self, form: str, *, needs_mismatched: bool = False) -> PreferenceData:
         """Return the data in the form a loss asks for.
 
-        A pair becomes two labelled examples (chosen desirable, rejected not). Labels can't become pairs.
+        A pair becomes two labelled examples (chosen desirable, rejected not), or one completion to imitate (chosen).
+        Of labels the desirable ones are imitated. Labels can't become pairs.
 
         Raises:
-            DataError: labels where pairs are needed; an unknown form; or `needs_mismatched` and an example for
-                which no other prompt has another completion.
+            DataError: labels where pairs are needed; no desirable completion to imitate; an unknown form; or
+                `needs_mismatched` and an example for which no other prompt has another completion.
         """
-        if form not in ("paired", "unpaired"):
-            raise DataError(f"'{form}' is no form of preference data; a loss asks for 'paired' or 'unpaired'.")
+        if form not in ("paired", "unpaired", "demonstration"):
+            raise DataError(
+                f"'{form}' is no form of preference data; a loss asks for 'paired', 'unpaired' or 'demonstration'."
+            )
         if form == "paired" and self.form == "unpaired":
             raise DataError(
                 "This loss compares a chosen with a rejected completion, but the data has single completions with a "
                 "label, which don't say what each is better than. Use a loss for labels (`prefopt losses` lists them), "
                 "or data with chosen and rejected columns."
             )
-        data = self if form == self.form else self._as_labels()
+        data = self
+        if form == "demonstration":
+            data = self._as_demonstrations()
+        elif form != self.form:
+            data = self._as_labels()
         if needs_mismatched:
             data._check_mismatched()
         return data
@@ -170,6 +177,18 @@ class PreferenceData:
             for pair in self
             for completion, desirable in zip(pair.completions, (True, False), strict=True)
         )
+        return PreferenceData("unpaired", examples, summary=self.summary)
+
+    def _as_demonstrations(self) -> PreferenceData:
+        """Return the completions to imitate, as labelled ones that are all desirable."""
+        if self.form == "unpaired" and self.labels.all():
+            return self
+        wanted = [example for example in self if example.label is not False]
+        if not wanted:
+            raise DataError(
+                "This loss imitates desirable completions, but every completion of the data is labelled undesirable."
+            )
+        examples = (Example(e.prompt, e.completions[:1], True, e.source, e.meta) for e in wanted)
         return PreferenceData("unpaired", examples, summary=self.summary)
 
     def _check_mismatched(self) -> None:

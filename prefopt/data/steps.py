@@ -29,7 +29,7 @@ class StepPlan:
             data: what to train on.
             examples_per_step: examples of one optimizer step; the last step of an epoch may be smaller.
             seed: any integer.
-            mismatched: give every labelled example a completion of another prompt (`Group.mismatched`).
+            mismatched: give every example a completion of another prompt (`Group.mismatched`), a pair's chosen one.
 
         Raises:
             DataError: no data, a step of less than one example, or no possible mismatch for an example.
@@ -39,9 +39,7 @@ class StepPlan:
         if examples_per_step < 1:
             raise DataError(f"A step of {examples_per_step} examples can't be made; it needs at least 1.")
         if mismatched:
-            if data.form != "unpaired":
-                raise DataError("Mismatched completions go with labelled completions: plan over for_loss('unpaired').")
-            data.for_loss("unpaired", needs_mismatched=True)
+            data.for_loss(data.form, needs_mismatched=True)
         self.data = data
         self.examples_per_step = examples_per_step
         self.seed = seed

@@ -5,6 +5,7 @@ from prefopt.losses.config import LossConfig
 from prefopt.losses.dpo import DPO
 from prefopt.losses.ipo import IPO
 from prefopt.losses.kto import KTO
+from prefopt.losses.mixture import Mixture, Share
 from prefopt.losses.registry import available, build
 
-__all__ = ["DPO", "IPO", "KTO", "Loss", "LossConfig", "PairLoss", "available", "build"]
+__all__ = ["DPO", "IPO", "KTO", "Loss", "LossConfig", "Mixture", "PairLoss", "Share", "available", "build"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from prefopt.errors import ModelError, RecipeError, nearest
 from prefopt.records import LossOutput, SequenceLogprobs
 
-Form = Literal["paired", "unpaired"]
+Form = Literal["paired", "unpaired", "demonstration"]
 Statistics = Literal["none", "step", "mismatched"]
 
 
@@ -31,7 +31,7 @@ class Loss(torch.nn.Module):
     paper: str = ""
     """Where its formula is written: `arXiv:2305.18290, Eq. 7`."""
     form: Form
-    """What an example is: a pair, or a labelled completion."""
+    """What an example is: a pair, a labelled completion, or a completion to imitate."""
     needs_reference: bool = True
     """Whether `SequenceLogprobs.reference` must be there."""
     statistics: Statistics = "none"
@@ -40,7 +40,7 @@ class Loss(torch.nn.Module):
     part of the examples."""
     needs_mismatched: bool = False
     """Whether every step must hold completions of other prompts (`SequenceLogprobs.mismatched`)."""
-    beta: float
+    beta: float = 1.0
     """Scales the implicit reward; with a reference, the strength of the pull towards it."""
 
     def forward(self, seqs: SequenceLogprobs) -> LossOutput:
@@ -59,7 +59,8 @@ class Loss(torch.nn.Module):
     @classmethod
     def hyper_names(cls) -> list[str]:
         """Return the names of the hyper-parameters, in the constructor's order."""
-        return list(inspect.signature(cls).parameters)
+        found = inspect.signature(cls).parameters.values()
+        return [each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.hyper().items())

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from prefopt.losses.base import Statistics
 from prefopt.losses.registry import available
 
-_DATA = {"paired": "pairs", "unpaired": "labels or pairs"}
+_DATA = {
+    "paired": "pairs",
+    "unpaired": "labels or pairs",
+    "demonstration": "good answers, of labels or pairs",
+}
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.errors import RecipeError, nearest
+from prefopt.losses import expression, own
 from prefopt.losses.base import Loss
+from prefopt.losses.mixture import Mixture, Share
 
 PACKAGE = "prefopt.losses"
 
@@ -27,25 +30,60 @@ def available() -> dict[str, type[Loss]]:
 
 
 def build(spec: str | Mapping[str, Any], **hyper: Any) -> Loss:
-    """Return the loss that `spec` names: `build("dpo", beta=0.1)` or `build({"name": "dpo", "beta": 0.1})`.
+    """Return the loss that `spec` names, or a mixture.
 
-    Raises RecipeError for an unknown loss or hyper-parameter (with the nearest known one), or a value outside its
-    allowed range.
+    `build("dpo", beta=0.1)`, `build({"name": "dpo", "beta": 0.1})`, `build("0.8*dpo(beta=0.1) + 0.2*sft")`, and
+    `build("my_losses.py:MyLoss")` for a `Loss` of the caller's own in a file of Python, which is run.
+
+    Raises RecipeError for an unknown loss or hyper-parameter (with the nearest known one), a value outside its
+    allowed range, an expression that can't be read (with a caret under the mistake), or a file without such a class.
     """
-    name, settings = _split(spec)
+    text, settings = _split(spec)
     if twice := sorted(settings.keys() & hyper.keys()):
-        raise RecipeError(f"The loss {name} got {twice[0]} twice: give it once.")
-    kinds = available()
-    if name not in kinds:
-        raise RecipeError(f"There is no loss named {name!r}: choose {_listed(kinds)}{nearest(name, kinds)}")
-    kind, settings = kinds[name], {**settings, **hyper}
+        raise RecipeError(f"The loss {text} got {twice[0]} twice: give it once.")
+    settings |= hyper
+    if text.isidentifier() or own.names_a_file(text):
+        return _one(text, settings)
+    terms = expression.parse(text)
+    if len(terms) == 1 and terms[0].factor == 1:
+        (term,) = terms
+        if twice := sorted(settings.keys() & term.settings.keys()):
+            raise RecipeError(f"The loss {text} got {twice[0]} twice: give it once.")
+        return _of_term(text, term, settings)
+    if settings:
+        raise RecipeError(
+            f"{next(iter(settings))} stands beside the mixture {text!r}: write it in the parentheses of a loss in it."
+        )
+    return Mixture([Share(term.factor, _of_term(text, term, {})) for term in terms])
+
+
+def _of_term(text: str, term: expression.Term, more: dict[str, Any]) -> Loss:
+    """Return the loss of one term of `text`; an error shows where its name or setting stands."""
+    try:
+        return _one(term.name, {**{key: setting.value for key, setting in term.settings.items()}, **more})
+    except RecipeError as error:
+        named = [setting.at for key, setting in term.settings.items() if re.search(rf"\b{key}\b", str(error))]
+        raise expression.mistake(text, named[0] if named else term.at, str(error)) from error
+
+
+def _one(name: str, settings: dict[str, Any]) -> Loss:
+    kind = _kind(name)
     allowed = kind.hyper_names()
     for key in settings:
         if key not in allowed:
-            raise RecipeError(
-                f"The loss {name} has no hyper-parameter {key!r}: it takes {_listed(allowed)}{nearest(key, allowed)}"
-            )
+            takes = f"it takes {_listed(allowed)}{nearest(key, allowed)}" if allowed else "it takes none."
+            raise RecipeError(f"The loss {name} has no hyper-parameter {key!r}: {takes}")
     return kind(**settings)
+
+
+def _kind(name: str) -> type[Loss]:
+    """Return the class of that name, or of `file.py:Class`."""
+    if ":" in name:
+        return own.load(name)
+    kinds = available()
+    if name not in kinds:
+        raise RecipeError(f"There is no loss named {name!r}: choose {_listed(kinds)}{nearest(name, kinds)}")
+    return kinds[name]
 
 
 def _split(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
 from pathlib import Path
 
 from prefopt.data.sources import FILE_SUFFIXES
@@ -22,6 +23,9 @@ _MODELS: tuple[Key, ...] = (
     ("model", "tokenizer", "chat_template"),
     ("reference", "model"),
 )
+_LOSSES: tuple[Key, ...] = (("loss",), ("loss", "name"))
+_OWN_LOSS = re.compile(r"[^\s*+(),=]+\.py(?=:\w)")
+"""A file of the user's own losses in the formula of one."""
 _OUTPUT: Key = ("train", "output_dir")
 _LONGEST_NAME = 255
 
@@ -38,6 +42,9 @@ def resolved(source: Source) -> Source:
     for key in _MODELS:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
+    for key in _LOSSES:
+        if isinstance(value := source.get(key), str):
+            source = source.replaced(key, _loss(value, source.base(key)))
     if isinstance(value := source.get(_OUTPUT), str) and value:
         source = source.replaced(_OUTPUT, str(_absolute(value, Path.cwd())))
     return source
@@ -66,6 +73,10 @@ def _data(name: str, base: Path) -> str:
 def _model(name: str, base: Path) -> str:
     path = _absolute(name, base)
     return str(path) if name.startswith((".", "~")) or name.endswith(".gguf") or _exists(path) else name
+
+
+def _loss(formula: str, base: Path) -> str:
+    return _OWN_LOSS.sub(lambda file: str(_absolute(file[0], base)), formula)
 
 
 def _absolute(name: str, base: Path) -> Path:

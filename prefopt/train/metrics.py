@@ -42,6 +42,7 @@ def preference_metrics(seqs: SequenceLogprobs, output: LossOutput) -> MeanMetric
 
     `rewards/*` are implicit rewards, `logps/*` sums in nats, `log_ratios/*` policy minus reference. For labelled
     completions chosen means desirable, the margin is the difference of the two means' parts, and no accuracy exists.
+    `losses/*` are the parts of a mixture, before they are multiplied and added.
     """
     metrics = MeanMetrics()
     if seqs.pair.numel():
@@ -56,6 +57,8 @@ def preference_metrics(seqs: SequenceLogprobs, output: LossOutput) -> MeanMetric
         _add(metrics, f"logps/{side}", seqs.policy[index])
         if seqs.reference is not None:
             _add(metrics, f"log_ratios/{side}", seqs.policy[index] - seqs.reference[index])
+    for part in output.parts:
+        metrics.add(f"losses/{part.name}", float(part.loss.double().sum()), float(part.weight.double().sum()))
     for name, value in output.metrics.items():
         metrics.add(name, float(value), 1.0)
     return metrics

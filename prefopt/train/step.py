@@ -22,9 +22,9 @@ class StepResult:
     """What a step came to."""
 
     loss: float
-    """sum(loss) / sum(weight) over every example of the step."""
-    examples: float
-    """sum(weight)."""
+    """sum(loss) / sum(weight) over every example of the step, or the sum of that over a mixture's parts."""
+    examples: int
+    """Pairs and labelled completions."""
     metrics: MeanMetrics
     first_log_ratio: float
     """max |policy - reference| over the step's completions, nats; 0 without a reference."""
@@ -61,9 +61,9 @@ def run_step(
 ) -> StepResult:
     """Compute the loss of a step and add its gradients to the policy's parameters.
 
-    The step's loss is sum(loss) / sum(weight) over all packs, whatever they are. A loss whose statistics are taken
-    over the step sees all of it before any gradient: what its statistic needs is scored first, without one. A step
-    of one pack needs no second pass.
+    The step's loss is sum(loss) / sum(weight) over all packs, whatever they are; a mixture's parts are each divided by
+    their own weight. A loss whose statistics are taken over the step sees all of it before any gradient: what its
+    statistic needs is scored first, without one. A step of one pack needs no second pass.
 
     Args:
         policy: the model in training, attached.
@@ -76,19 +76,20 @@ def run_step(
     if len(packs) > 1 and loss.statistics != "none":
         passes = _mismatched_first if loss.statistics == "mismatched" else _all_first
         return passes(_Step(policy, reference, loss, packs, backward, autocast))
-    weight = sum(_weight(loss, pack) for pack in packs)
+    divisors = [sum(weights) for weights in zip(*(_weights(loss, pack) for pack in packs), strict=True)]
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
     for pack in packs:
         with autocast():
             frozen = reference.logprobs(pack)
             seqs = sequences([pack], [Scored(policy.logprobs(pack), frozen)])
         output = loss(seqs)
-        backward(output.loss.sum() / weight)
-        total += float(output.loss.detach().double().sum())
+        value = _value(output, divisors)
+        backward(value)
+        total += float(value.detach())
         seqs = _detached(seqs)
         metrics.update(preference_metrics(seqs, output))
         widest = max(widest, _widest_log_ratio(seqs))
-    return StepResult(total / weight, weight, metrics, widest)
+    return StepResult(total, sum(pack.num_examples for pack in packs), metrics, widest)
 
 
 @torch.no_grad()
@@ -124,9 +125,7 @@ def _all_first(step: _Step) -> StepResult:
     leaves = [Scored(s.policy.detach().requires_grad_(), s.reference) for s in scored]
     seqs = sequences(step.packs, leaves)
     output = step.loss(seqs)
-    weight = float(output.weight.sum())
-    mean = output.loss.sum() / weight
-    upstream = torch.autograd.grad(mean, [s.policy for s in leaves], allow_unused=True)
+    upstream = torch.autograd.grad(_value(output), [s.policy for s in leaves], allow_unused=True)
     for pack, gradient in zip(step.packs, upstream, strict=True):
         if gradient is not None and bool(gradient.any()):
             with step.autocast():
@@ -150,13 +149,13 @@ def _mismatched_first(step: _Step) -> StepResult:
                 found = found.to(scored.dtype).index_copy(0, others, scored)
         values.append(Scored(found, frozen))
     whole = sequences(step.packs, values)
-    weight = float(step.loss(whole).weight.sum())
+    divisors = _divisors(step.loss(whole))
     for index, pack in enumerate(step.packs):
         if (own := pack.labelled.unique()).numel():
             with step.autocast():
                 logprobs = step.policy.logprobs(only(pack, own))
             frozen = values[index].reference
-            step.backward(step.loss(_beside_mismatched(pack, own, logprobs, frozen, whole)).loss.sum() / weight)
+            step.backward(_value(step.loss(_beside_mismatched(pack, own, logprobs, frozen, whole)), divisors))
             found = values[index].policy.to(logprobs.dtype).index_copy(0, own, logprobs.detach())
             values[index] = Scored(found, frozen)
     seqs = sequences(step.packs, values)
@@ -183,16 +182,28 @@ def _beside_mismatched(
 @torch.no_grad()
 def _result(output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
     """Return what a step came to from the log-probs of all its completions and their loss."""
-    weight = float(output.weight.sum())
-    total = float(output.loss.double().sum())
-    return StepResult(total / weight, weight, preference_metrics(seqs, output), _widest_log_ratio(seqs))
+    examples = seqs.pair.shape[0] + seqs.labelled.numel()
+    return StepResult(float(_value(output)), examples, preference_metrics(seqs, output), _widest_log_ratio(seqs))
 
 
-def _weight(loss: Loss, pack: Pack) -> float:
+def _weights(loss: Loss, pack: Pack) -> list[float]:
     """Return sum(weight) of a pack before its forward pass: weights depend on lengths and labels alone."""
     zeros = torch.zeros(pack.num_sequences, device=pack.length.device)
     with torch.no_grad():
-        return float(loss(sequences([pack], [Scored(zeros, zeros)])).weight.sum())
+        return _divisors(loss(sequences([pack], [Scored(zeros, zeros)])))
+
+
+def _divisors(output: LossOutput) -> list[float]:
+    """Return what each term of the loss is divided by, if `output` is of a whole step."""
+    return [float(term.weight.double().sum()) for term in output.terms]
+
+
+def _value(output: LossOutput, divisors: list[float] | None = None) -> Tensor:
+    """Return what `output` adds to the loss of a step with these divisors; without, of a step that is all of it."""
+    terms = zip(output.terms, _divisors(output) if divisors is None else divisors, strict=True)
+    # A term without weight has no examples in this step, and no loss.
+    values = [term.factor * term.loss.double().sum() / divisor for term, divisor in terms if divisor]
+    return torch.stack(values).sum() if values else output.loss.sum()
 
 
 def _detached(seqs: SequenceLogprobs) -> SequenceLogprobs:

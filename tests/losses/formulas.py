@@ -158,11 +158,16 @@ def cpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
     return (-log_sigma(loss.beta * chosen - loss.beta * rejected) - loss.nll_weight * mean).sum()
 
 
+def sft(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    imitated = [*seqs.pair[:, 0].tolist(), *seqs.labelled[seqs.label].tolist()]
+    return -torch.stack([seqs.policy[index] for index in imitated]).sum()
+
+
 FORMULAS: dict[str, Callable[[Any, SequenceLogprobs], Tensor]] = {
     function.__name__: function
     for function in (
         dpo, ipo, kto, robust_dpo, hinge, exo, nca, apo_zero, apo_down, sppo, discopop, dpo_norm, bco, aot,
-        aot_unpaired, simpo, orpo, cpo,
+        aot_unpaired, simpo, orpo, cpo, sft,
     )
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ def test_the_slopes_of_a_curve_are_those_of_its_values(loss) -> None:
 def test_all_losses_of_a_single_pair_are_drawn_unless_some_are_named() -> None:
     assert [loss.name for loss in choose(["simpo", "dpo"])] == ["simpo", "dpo"]
     drawn = {loss.name for loss in choose([])}
-    assert available().keys() - drawn == {"aot", "aot_unpaired", "bco", "kto"}
+    assert available().keys() - drawn == {"aot", "aot_unpaired", "bco", "kto", "sft"}
 
 
 @pytest.mark.parametrize("name", ["aot", "kto"])

@@ -68,11 +68,17 @@ def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
     return PreferenceData(form, examples)
 
 
+def data_for(seed: int, loss: Loss) -> PreferenceData:
+    return draw_examples(seed, 6, "paired" if loss.form == "paired" else "unpaired").for_loss(loss.form)
+
+
 def step(
     policy: PackedModel, loss: str | Loss, packs, kind: str = "adapter_off"
 ) -> tuple[float, dict[str, float], torch.Tensor]:
     """Run one step; return its loss, its metrics and all gradients as one vector."""
-    loss = build(loss, beta=0.5) if isinstance(loss, str) else loss
+    if isinstance(loss, str):
+        scaled = loss.isidentifier() and "beta" in available()[loss].hyper_names()
+        loss = build(loss, beta=0.5) if scaled else build(loss)
     reference = build_reference(kind, policy, needed=loss.needs_reference)
     policy.model.zero_grad()
     policy.model.train()
@@ -96,21 +102,28 @@ def test_loss_and_gradients_do_not_depend_on_how_groups_are_packed(policy, name,
 
 # The three above are drawn at random; the others differ from them in arithmetic alone, so one cut of each says enough,
 # and two more of those that look at the whole step.
-OTHERS = sorted(available().keys() - {"dpo", "ipo", "kto"})
-WHOLE_STEP = [name for name in OTHERS if available()[name].statistics == "step"]
-CUTS = [(name, 40, True) for name in OTHERS] + [(n, *cut) for n in WHOLE_STEP for cut in ((1, True), (40, False))]
+MIXTURES = [
+    "0.8*dpo(beta=0.5) + 0.2*sft",
+    "kto(beta=0.5) + 0.5*sft",
+    "ipo(beta=0.5) + 2*kto(beta=0.5)",
+    "dpo + 0.1*aot_unpaired + sft",
+]
+OTHERS = [*sorted(available().keys() - {"dpo", "ipo", "kto"}), *MIXTURES]
+WHOLE_STEP = [name for name in OTHERS if build(name).statistics == "step"]
+CUTS = [(name, 20, True) for name in OTHERS] + [(n, *cut) for n in WHOLE_STEP for cut in ((1, True), (40, False))]
 
 
 @pytest.mark.parametrize(("name", "budget", "shared"), CUTS)
 def test_no_loss_depends_on_how_the_step_is_cut_into_packs(policy, name, budget, shared) -> None:
-    groups = all_groups(draw_examples(budget, 6, available()[name].form), build(name))
+    groups = all_groups(data_for(budget, build(name)), build(name))
     assert len(build_packs(groups, token_budget=budget, shared=shared)) > 1
     check_packing(policy, name, budget, budget, shared)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in available().items() if not kind.needs_reference])
 def test_a_loss_that_needs_no_reference_runs_without_one(policy, name) -> None:
-    packs = build_packs(all_groups(draw_examples(2, 4, "paired"), build(name)), token_budget=40, shared=True)
+    data = draw_examples(2, 4, "paired").for_loss(build(name).form)
+    packs = build_packs(all_groups(data, build(name)), token_budget=15, shared=True)
     assert len(packs) > 1
     alone, beside = (step(policy, name, packs, kind) for kind in ("none", "adapter_off"))
     assert alone[0] == beside[0]
@@ -130,7 +143,7 @@ def check_packing(policy: PackedModel, name: str, seed: int, budget: int, shared
     """A shuffled step cut by `budget` against the step in one pack: loss, metrics, and all gradients norm-wise."""
     assert policy.admission.shared
     loss = build(name)
-    data = draw_examples(seed, 6, loss.form)
+    data = data_for(seed, loss)
     groups = all_groups(data, loss)
     whole = step(policy, name, build_packs(groups, token_budget=10**6, shared=True))
     random.Random(seed).shuffle(groups)

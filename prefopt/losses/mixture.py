@@ -1,0 +1,91 @@
+"""Sums of losses, each normalised by its own weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from prefopt.losses.base import Form, Loss, Statistics
+from prefopt.records import LossOutput, LossPart, SequenceLogprobs
+
+_ORDER: tuple[Form, ...] = ("paired", "unpaired", "demonstration")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A loss and what it is multiplied by."""
+
+    factor: float
+    loss: Loss
+
+
+class Mixture(Loss):
+    """A sum of losses: the step's loss is the sum of factor * sum(loss) / sum(weight) over the parts.
+
+    So a mean over pairs and a mean over tokens are each what they are alone, whatever the lengths. Its needs are those
+    of its parts together. Where one part takes pairs, the data are pairs, and a part for labels sees each pair as a
+    desirable and an undesirable completion. The implicit reward is that of the first part that compares completions.
+    """
+
+    def __init__(self, shares: Sequence[Share]) -> None:
+        """Mix `shares`, one at least."""
+        super().__init__()
+        self.factors = [share.factor for share in shares]
+        self.parts = torch.nn.ModuleList(share.loss for share in shares)
+        losses = [share.loss for share in shares]
+        self.name = " + ".join(_spelled(share) for share in shares)
+        self.paper = "; ".join(dict.fromkeys(loss.paper for loss in losses if loss.paper))
+        self.form = min((loss.form for loss in losses), key=_ORDER.index)
+        self.needs_reference = any(loss.needs_reference for loss in losses)
+        self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
+        self.statistics = _together([loss.statistics for loss in losses])
+        names = [loss.name for loss in losses]
+        # The same loss may stand there twice, with other settings.
+        self._names = [f"{n}_{i}" if names.count(n) > 1 else n for i, n in enumerate(names, start=1)]
+        self._leading = next((i for i, loss in enumerate(losses) if loss.form != "demonstration"), 0)
+        self.beta = losses[self._leading].beta
+
+    def hyper(self) -> dict[str, float | bool | str]:
+        """Return nothing: the hyper-parameters stand in the name."""
+        return {}
+
+    def extra_repr(self) -> str:
+        return self.name
+
+    def forward(self, seqs: SequenceLogprobs) -> LossOutput:
+        labels = _as_labels(seqs) if self.form == "paired" else seqs
+        found = [loss(labels if loss.form == "unpaired" else seqs) for loss in self.parts]
+        parts = tuple(
+            LossPart(name, factor, output.loss, output.weight)
+            for name, factor, output in zip(self._names, self.factors, found, strict=True)
+        )
+        return LossOutput.of_parts(
+            parts,
+            reward=found[self._leading].reward,
+            metrics={name: value for output in found for name, value in output.metrics.items()},
+        )
+
+
+def _spelled(share: Share) -> str:
+    """Return a share as the expression that makes it, every hyper-parameter included."""
+    settings = ", ".join(f"{key}={_value(value)}" for key, value in share.loss.hyper().items())
+    call = f"{share.loss.name}({settings})" if settings else share.loss.name
+    return call if share.factor == 1 else f"{share.factor!r}*{call}"
+
+
+def _value(value: float | bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+
+
+def _together(statistics: list[Statistics]) -> Statistics:
+    """Return what has to be seen at once: with several parts all of it, where one of them needs anything."""
+    return statistics[0] if len(statistics) == 1 else "none" if set(statistics) == {"none"} else "step"
+
+
+def _as_labels(seqs: SequenceLogprobs) -> SequenceLogprobs:
+    """Return the pairs as labelled completions, chosen ones desirable."""
+    chosen, rejected = seqs.pair.unbind(-1)
+    label = torch.cat([torch.ones_like(chosen), torch.zeros_like(rejected)]).bool()
+    return replace(seqs, labelled=torch.cat([chosen, rejected]), label=label)
