@@ -14,13 +14,11 @@ from torch import Tensor
 from prefopt.errors import nearest
 from prefopt.kernels import backends, oracle, statistics
 from prefopt.kernels.backends import BackendName
+from prefopt.kernels.checks import check_device, check_head, dtype_name
 from prefopt.kernels.head import Backend, Head, TokenScores, accumulation_dtype
 from prefopt.kernels.statistics import TokenStatistics
 
 Reduction = Literal["sum", "mean", "none"]
-
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_OPAQUE = ("Params4bit", "Int8Params", "DTensor")
 
 
 def sequence_logprobs(
@@ -189,14 +187,14 @@ def _check(
     backend: BackendName,
 ) -> Head:
     """Check all arguments and return the head that they describe."""
-    _check_options(num_segments, softcap, logit_scale, reduction, backend)
+    _check_options(num_segments, softcap, logit_scale, reduction)
     _check_tensors(hidden, weight, bias, target, segment)
     backends.check(backend, hidden.device, hidden.dtype)
     _check_indices(target.long(), segment.long(), weight.shape[0], num_segments)
     return Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
 
 
-def _check_options(num_segments: int, softcap: float | None, logit_scale: float, reduction: str, backend: str) -> None:
+def _check_options(num_segments: int, softcap: float | None, logit_scale: float, reduction: str) -> None:
     if isinstance(num_segments, bool) or not isinstance(num_segments, int) or num_segments < 0:
         raise ValueError(f"num_segments is {num_segments!r}; it must be an integer of at least 0.")
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
@@ -206,46 +204,16 @@ def _check_options(num_segments: int, softcap: float | None, logit_scale: float,
     if reduction not in get_args(Reduction):
         hint = nearest(reduction, get_args(Reduction))
         raise ValueError(f"reduction is {reduction!r}; it must be 'sum', 'mean' or 'none'{hint}.")
-    if backend not in get_args(BackendName):
-        hint = nearest(backend, get_args(BackendName))
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'fused', 'torch' or 'oracle'{hint}.")
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is None:
-            continue
-        kind = type(x).__name__
-        if kind in _OPAQUE or "Quantized" in kind or x.is_quantized:
-            what = "sharded" if kind == "DTensor" else "quantized"
-            raise ValueError(
-                f"{name} is a {what} tensor ({kind}), which has no plain values to multiply with; gather or dequantize "
-                "it first, or keep the head out of quantization."
-            )
-        if x.dtype not in _DTYPES:
-            raise ValueError(
-                f"{name} has dtype {_dtype(x)}; it must be bfloat16, float16, float32 or float64, so a head stored in "
-                "another form (quantized weights are integers) must be dequantized first."
-            )
-        if x.dtype != hidden.dtype:
-            raise ValueError(f"{name} has dtype {_dtype(x)} but hidden has {_dtype(hidden)}; cast one to the other.")
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; they must be (N, H) and (V, H) "
-            "with the same H."
-        )
-    if weight.shape[0] == 0:
-        raise ValueError("weight has no rows; the vocabulary must hold at least one token.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},), one entry a token.")
+    check_head(hidden, weight, bias)
     for name, x in (("target", target), ("segment", segment)):
         if x.shape != hidden.shape[:1]:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({hidden.shape[0]},), as hidden has rows.")
         if x.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name} has dtype {_dtype(x)}; it must be int64 or int32.")
-    for name, other in (("weight", weight), ("bias", bias), ("target", target), ("segment", segment)):
-        if other is not None and other.device != hidden.device:
-            raise ValueError(f"{name} is on {other.device} but hidden is on {hidden.device}; move them together.")
+            raise ValueError(f"{name} has dtype {dtype_name(x)}; it must be int64 or int32.")
+        check_device(name, x, "hidden", hidden)
 
 
 def _check_indices(target: Tensor, segment: Tensor, vocabulary: int, num_segments: int) -> None:
@@ -267,7 +235,3 @@ def _check_indices(target: Tensor, segment: Tensor, vocabulary: int, num_segment
         )
     if descends:
         raise ValueError("segment must ascend: sort the tokens so that those of one completion stand together.")
-
-
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
