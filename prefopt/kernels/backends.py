@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from prefopt.errors import nearest
 from prefopt.kernels.head import Backend, Head
 from prefopt.kernels.tiles import TorchTiles
 from prefopt.kernels.workspace import Tiles
@@ -38,7 +39,11 @@ def recommend(device: torch.device, dtype: torch.dtype) -> Recommendation:
 
 
 def check(name: BackendName, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ValueError when `name` can't compute on `device`."""
+    """Raise ValueError when `name` is none or can't compute on `device`."""
+    if name not in get_args(BackendName):
+        *names, last = (repr(known) for known in get_args(BackendName))
+        hint = nearest(name, get_args(BackendName))
+        raise ValueError(f"backend is {name!r}; it must be {', '.join(names)} or {last}{hint}.")
     if name in ("triton", "fused") and (absent := _absent(device, dtype)):
         raise ValueError(f"backend is {name!r}, but {absent}; use 'auto' or 'torch'.")
 
@@ -50,18 +55,23 @@ def scores_alone(asked: str) -> ValueError:
     )
 
 
+def resolve(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Return `name`, or for "auto" what is recommended."""
+    return recommend(device, dtype).name if name == "auto" else name
+
+
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """Return the backend of that name, which `check` has let through.
 
     In tests the size of its tiles may follow: "torch 64 512 32" for rows, columns and block.
     """
     name, *sizes = name.split()
-    tiles = Tiles(*map(int, sizes)) if sizes else None
+    name, tiles = resolve(name, device, dtype), Tiles(*map(int, sizes)) if sizes else None
     if name == "fused":
         from prefopt.kernels.triton_fused import FusedScores
 
         return FusedScores()
-    if name == "triton" or (name == "auto" and recommend(device, dtype).name == "triton"):
+    if name == "triton":
         from prefopt.kernels.triton_tiles import TritonTiles
 
         return TritonTiles(tiles)

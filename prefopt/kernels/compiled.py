@@ -7,6 +7,7 @@ stack (where registers that don't fit are spilled) and how much shared memory a 
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import os
 import re
@@ -23,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prefopt.kernels import triton_fused, triton_kernels
+from prefopt.kernels import triton_divergence, triton_fused, triton_kernels
 from prefopt.kernels.triton_tiles import SLACK, WIDTH, launch
 from prefopt.kernels.workspace import GPU_TILE
 
@@ -35,7 +36,7 @@ REGISTERS = 255
 REGISTER_FILE = 65536
 """Of a block at most."""
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_MODULES = (triton_kernels, triton_fused)
+_MODULES = (triton_kernels, triton_fused, triton_divergence)
 _INSTRUCTION = 16
 """Bytes of one, on all of these."""
 _TENSOR_CORE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ )?(?:HMMA|HGMMA)\b", re.MULTILINE)
@@ -53,7 +54,8 @@ class Variant:
     """Argument -> Triton's type; `*T` stands for a pointer to the tile's dtype."""
     constants: Mapping[str, Any]
     shape: Callable[[str, int, bool], Mapping[str, int]]
-    """(dtype, compute capability, ragged) -> block sizes, `num_warps`, and `num_stages` unless it is Triton's own."""
+    """(dtype, compute capability, ragged) -> `num_warps`, `num_stages` unless it is Triton's own, and block sizes and
+    other constants that depend on these."""
     ragged: bool = False
     """Sizes are no multiples of 16, as in the vocabulary's tail: the launcher compiles another kernel for those."""
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -99,13 +101,13 @@ class Usage:
 
 def variants() -> Iterator[Variant]:
     """Yield every kernel in the configurations that ship: for whole tiles, and for what has ragged sizes."""
-    for variant in _aligned():
+    for variant in itertools.chain(_tiles(), _fused(), _divergences()):
         yield variant
         yield replace(variant, name=f"{variant.name}, ragged", ragged=True, dtypes=("bfloat16",))
 
 
-def _aligned() -> Iterator[Variant]:
-    """Yield every kernel with its flags, for whole tiles of a usual head."""
+def _tiles() -> Iterator[Variant]:
+    """Yield the kernels on tiles with their flags, for whole tiles of a usual head."""
     wide, narrow = (functools.partial(_always, launch(columns)) for columns in (GPU_TILE.columns, WIDTH))
     stats = ("top_ptr", "total_ptr", "rescale_ptr", "weighted_ptr", "squares_ptr", "highest_ptr")
     numbers = {"first": "i32", "width": "i32", "row_stride": "i32", "scale": "fp32", "softcap": "fp32"}
@@ -132,17 +134,42 @@ def _aligned() -> Iterator[Variant]:
              **dict.fromkeys(ends, "*fp32"), **dict.fromkeys(strides, "i32"), "scale": "fp32", "softcap": "fp32"},
             {"WRITE": True, **flags}, narrow,
         )  # fmt: skip
-        yield Variant(
-            "fused scores" + words, "fused_kernel",
-            {"hidden_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64", "tops_ptr": "*fp32",
-             "totals_ptr": "*fp32", **dict.fromkeys(("count", "vocabulary", "share", *strides), "i32"),
-             "scale": "fp32", "softcap": "fp32"},
-            {"UPCAST": False, **flags}, functools.partial(_fused_shape, plain=not words), multiplies=True,
-            dtypes=("bfloat16",) if words else tuple(DTYPES),
-        )  # fmt: skip
     rows = {"rows_ptr": "*fp32", "factor_ptr": "*fp32", "width": "i32"}
     yield Variant("rescale", "rescale_kernel", rows, {}, narrow)
     yield Variant("scale rows", "scale_rows_kernel", {"out_ptr": "*T", **rows}, {}, narrow)
+
+
+def _fused() -> Iterator[Variant]:
+    """Yield the kernel that scores alone."""
+    sizes = ("count", "width", "vocabulary", "share", "hidden_stride", "weight_row_stride", "weight_column_stride")
+    signature = {
+        "hidden_ptr": "*T", "weight_ptr": "*T", "bias_ptr": "*T", "target_ptr": "*i64", "tops_ptr": "*fp32",
+        "totals_ptr": "*fp32", **dict.fromkeys(sizes, "i32"), "scale": "fp32", "softcap": "fp32",
+    }  # fmt: skip
+    for plain, words, dtypes in ((True, "", tuple(DTYPES)), (False, ", bias and softcap", ("bfloat16",))):
+        yield Variant(
+            "fused scores" + words, "fused_kernel", signature,
+            {"UPCAST": False, "HAS_BIAS": not plain, "HAS_SOFTCAP": not plain},
+            functools.partial(_fused_shape, plain=plain), dtypes=dtypes, multiplies=True,
+        )  # fmt: skip
+
+
+def _divergences() -> Iterator[Variant]:
+    """Yield the kernels of divergences: one direction with plain heads, the other with all that a head can have."""
+    wide = functools.partial(_always, launch(GPU_TILE.columns))
+    pair = ("policy_ptr", "reference_ptr", "bias_p_ptr", "bias_r_ptr")
+    sums = ("top_p_ptr", "total_p_ptr", "top_r_ptr", "total_r_ptr", "gaps_ptr")
+    known = ("lse_p_ptr", "lse_r_ptr", "value_ptr", "unit_ptr", "rescale_ptr")
+    numbers = {"width": "i32", "row_stride": "i32"}
+    numbers |= dict.fromkeys(("scale_p", "scale_r", "softcap_p", "softcap_r"), "fp32")
+    for plain, words in ((True, ""), (False, ", bias and softcap")):
+        flags = dict.fromkeys(("HAS_BIAS_P", "HAS_BIAS_R", "HAS_SOFTCAP_P", "HAS_SOFTCAP_R"), not plain)
+        for what, kernel, rows, shape, dtypes in (
+            ("divergence, fold", "pair_fold_kernel", sums, wide, ("bfloat16",)),
+            ("divergence, slopes", "pair_slope_kernel", known, _pair_slope_shape, ("bfloat16", "float16")),
+        ):
+            signature = {**dict.fromkeys(pair, "*T"), **dict.fromkeys(rows, "*fp32"), **numbers}
+            yield Variant(what + words, kernel, signature, {"FORWARD": plain, **flags}, shape, dtypes=dtypes)
 
 
 def cases() -> list[tuple[Variant, str, int]]:
@@ -199,6 +226,10 @@ def check_all(wanted: Sequence[tuple[Variant, str, int]]) -> Iterator[Usage]:
 def _always(blocks: Mapping[str, int], dtype: str, capability: int, ragged: bool) -> Mapping[str, int]:
     """Return the shape of a kernel that has one for everything; a module's function, since processes exchange it."""
     return blocks
+
+
+def _pair_slope_shape(dtype: str, capability: int, ragged: bool) -> Mapping[str, int]:
+    return {**launch(GPU_TILE.columns), "SCALED": dtype == "float16"}
 
 
 def _fused_shape(dtype: str, capability: int, ragged: bool, *, plain: bool) -> Mapping[str, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from prefopt.errors import nearest
 from prefopt.kernels import backends, ops, oracle, statistics
 from prefopt.kernels.backends import BackendName
+from prefopt.kernels.checks import check_device, check_head, dtype_name
 from prefopt.kernels.head import Head, accumulation_dtype
 from prefopt.kernels.statistics import TokenStatistics
 
@@ -29,9 +30,6 @@ class PolicyReferenceLogprobs(NamedTuple):
 
 
 _REDUCTIONS = get_args(Reduction)
-_BACKENDS = get_args(BackendName)
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_OPAQUE = ("Params4bit", "Int8Params", "DTensor")
 
 
 def sequence_logprobs(
@@ -116,8 +114,8 @@ def policy_reference_logprobs(
         raise backends.scores_alone("two models in one sweep")
     if (reference.shape, reference.dtype, reference.device) != (policy.shape, policy.dtype, policy.device):
         raise ValueError(
-            f"reference is {tuple(reference.shape)} {_dtype(reference)} on {reference.device} and policy "
-            f"{tuple(policy.shape)} {_dtype(policy)} on {policy.device}; they must be alike."
+            f"reference is {tuple(reference.shape)} {dtype_name(reference)} on {reference.device} and policy "
+            f"{tuple(policy.shape)} {dtype_name(policy)} on {policy.device}; they must be alike."
         )
     target, segment = _check_segments(target, segment, num_segments, head, reduction)
     if backend == "oracle":
@@ -206,9 +204,6 @@ def _check(
         raise ValueError(f"softcap is {softcap}; it must be a finite number above 0, or None for no softcap.")
     if not math.isfinite(logit_scale):
         raise ValueError(f"logit_scale is {logit_scale}; it must be a finite number.")
-    if backend not in _BACKENDS:
-        hint = nearest(backend, _BACKENDS)
-        raise ValueError(f"backend is {backend!r}; it must be 'auto', 'triton', 'fused', 'torch' or 'oracle'{hint}.")
     _check_tensors(hidden, weight, bias, target, segment)
     backends.check(backend, hidden.device, hidden.dtype)
     return Head(weight, bias, float(logit_scale), None if softcap is None else float(softcap))
@@ -227,41 +222,10 @@ def _check_segments(
 
 
 def _check_tensors(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, segment: Tensor) -> None:
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is None:
-            continue
-        kind = type(x).__name__
-        if kind in _OPAQUE or "Quantized" in kind or x.is_quantized:
-            what = "sharded" if kind == "DTensor" else "quantized"
-            raise ValueError(
-                f"{name} is a {what} tensor ({kind}), which has no plain values to multiply with; gather or dequantize "
-                "it first, or keep the head out of quantization."
-            )
-        if x.dtype not in _DTYPES:
-            raise ValueError(
-                f"{name} has dtype {_dtype(x)}; it must be bfloat16, float16, float32 or float64, so a head stored in "
-                "another form (quantized weights are integers) must be dequantized first."
-            )
-        if x.dtype != hidden.dtype:
-            raise ValueError(f"{name} has dtype {_dtype(x)} but hidden has {_dtype(hidden)}; cast one to the other.")
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden has shape {tuple(hidden.shape)} and weight {tuple(weight.shape)}; they must be (N, H) and (V, H) "
-            "with the same H."
-        )
-    if weight.shape[0] == 0:
-        raise ValueError("weight has no rows; the vocabulary must hold at least one token.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; it must be ({weight.shape[0]},), one entry a token.")
+    check_head(hidden, weight, bias)
     for name, x in (("target", target), ("segment", segment)):
         if x.shape != hidden.shape[:1]:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({hidden.shape[0]},), as hidden has rows.")
         if x.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name} has dtype {_dtype(x)}; it must be int64 or int32.")
-    for name, other in (("weight", weight), ("bias", bias), ("target", target), ("segment", segment)):
-        if other is not None and other.device != hidden.device:
-            raise ValueError(f"{name} is on {other.device} but hidden is on {hidden.device}; move them together.")
-
-
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} has dtype {dtype_name(x)}; it must be int64 or int32.")
+        check_device(name, x, "hidden", hidden)

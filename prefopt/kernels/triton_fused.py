@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefopt.kernels.backends import scores_alone
 from prefopt.kernels.head import Head, HeadGradients, TokenScores, TokenSums
-from prefopt.kernels.triton_kernels import _logits, finish_kernel
+from prefopt.kernels.triton_kernels import final_logits, finish_kernel
 from prefopt.kernels.triton_tiles import TritonTiles, by_width, head_options
 
 SQUARE = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "WHOLE": True, "num_warps": 8, "num_stages": 4}
@@ -152,7 +152,7 @@ def fused_kernel(  # type: ignore[no-untyped-def]
                 h, w = h.to(tl.float32), w.to(tl.float32)
             product = tl.dot(h, w, product, input_precision="ieee")
             weight_at += DEPTH * weight_column_stride
-        z, _ = _logits(product, bias_ptr, columns[None, :], inside[None, :], scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+        z, _ = final_logits(product, bias_ptr, columns[None, :], inside[None, :], scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         others = inside[None, :] & (columns[None, :] != target[:, None])
         z = tl.where(others, z, -float("inf"))
         new = tl.maximum(top, tl.max(z, axis=1))

@@ -12,7 +12,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
+def final_logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # type: ignore[no-untyped-def]
     """Turn `h W^T` into logits; return them and `1 - tanh^2(z / softcap)`."""
     z = x * scale
     if HAS_BIAS:
@@ -38,7 +38,7 @@ def _others(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Load a tile's row at `at` as logits, -inf at the target and past the end; return them and `1 - tanh^2`."""
     x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    z, slope = _logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    z, slope = final_logits(x, bias_ptr, columns, inside, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
     return tl.where(inside & (first + columns != tl.load(target_at)), z, -float("inf")), slope
 
 
@@ -139,7 +139,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
         sums += h * w
     product = tl.sum(sums, axis=0)
     one = tl.zeros([1], tl.int64)
-    z, slope = _logits(product + tl.zeros([1], tl.float32), bias_ptr, one + target, one == 0, scale, softcap,
+    z, slope = final_logits(product + tl.zeros([1], tl.float32), bias_ptr, one + target, one == 0, scale, softcap,
                        HAS_BIAS, HAS_SOFTCAP)  # fmt: skip
     logit, slope = tl.sum(z, axis=0), tl.sum(slope, axis=0)
     top, total = tl.load(top_ptr + row), tl.load(total_ptr + row)
