@@ -78,6 +78,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return TorchTiles(tiles)
 
 
+@torch.compiler.assume_constant_result  # the compiler can't look into Triton
 def _absent(device: torch.device, dtype: torch.dtype) -> str:
     """Return why Triton's kernels can't compute here; empty when they can."""
     if importlib.util.find_spec("triton") is None:

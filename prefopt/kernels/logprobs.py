@@ -146,12 +146,12 @@ def token_statistics(
     target, _ = _check_segments(target, segment, 1, head, "none")
     if backend == "fused":
         raise backends.scores_alone("statistics")
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False), torch.cuda.device_of(hidden):
+    with torch.no_grad():
         if backend == "oracle":
             found = statistics.naive(oracle.all_logprobs(hidden, head), target)
         else:
-            sums = backends.choose(backend, hidden.device, hidden.dtype).sums(hidden, target, head)
-            found = statistics.of_sums(hidden, target, head, sums)
+            parts = (head.weight, head.bias, target, head.scale, head.softcap, backend)
+            found = TokenStatistics(*ops.token_statistics(hidden, *parts))
     dtype = accumulation_dtype(hidden.dtype)
     logprob, entropy, log_sum_p2, top1 = found
     return TokenStatistics(logprob.to(dtype), entropy.to(dtype), log_sum_p2.to(dtype), top1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.kernels import backends
+from prefopt.kernels import backends, statistics
 from prefopt.kernels.head import Head, TokenScores, accumulation_dtype
 
 _HEAD = "Tensor weight, Tensor? bias, Tensor target, float scale, float? softcap, str backend"
@@ -66,6 +66,21 @@ def token_directions(
         both = chosen.score_both(hidden, reference, target, head, with_direction=True)
     assert both.direction is not None  # it was asked
     return both.scores.logprob, both.direction, both.reference
+
+
+@torch.library.custom_op(
+    "prefopt::token_statistics", mutates_args=(),
+    schema=f"(Tensor hidden, {_HEAD}) -> (Tensor, Tensor, Tensor, Tensor)",
+)  # fmt: skip
+def token_statistics(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None,
+    backend: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the `TokenStatistics` of `hidden` (N, H), numbers in float64; without gradient."""
+    head = Head(weight, bias, scale, softcap)
+    with _on(hidden):
+        sums = backends.choose(backend, hidden.device, hidden.dtype).sums(hidden, target, head)
+        return statistics.of_sums(hidden, target, head, sums)
 
 
 @torch.library.custom_op(
@@ -199,6 +214,12 @@ def _(hidden: Tensor, reference: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
 def _(hidden: Tensor, reference: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     direction = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
     return *_tokens(hidden), direction, _none(hidden) if reference is None else _tokens(hidden)[0]
+
+
+@token_statistics.register_fake
+def _(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    numbers = (hidden.new_empty(hidden.shape[0], dtype=torch.float64) for _ in range(3))
+    return *numbers, hidden.new_empty(hidden.shape[0], dtype=torch.bool)
 
 
 @head_gradients.register_fake

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prefopt.kernels import ops, policy_reference_logprobs, sequence_logprobs
+from prefopt.kernels import ops, policy_reference_logprobs, sequence_logprobs, token_statistics
 from tests.kernels.problems import problem
 
 SEGMENT = [0, 0, 1, 1, 1, 3]
@@ -53,6 +53,7 @@ def test_declarations_of_what_has_no_gradient_hold():
     for needs in ([True, True, True], [False, True, False], [True, False, True]):
         given = (hidden, weight, bias, target, 0.5, 3.0, "torch", scores, upstream, needs)
         torch.library.opcheck(ops.head_gradients, given)
+    torch.library.opcheck(ops.token_statistics, (hidden, weight, bias, target, 0.5, 3.0, "torch"))
     torch.library.opcheck(ops.scale_rows, (torch.ones(5, 4), upstream, torch.bfloat16, "torch"))
     torch.library.opcheck(ops.checked_indices, (target.int(), torch.zeros_like(target), 11, 1))
 
@@ -68,6 +69,31 @@ def test_the_compiler_takes_it_in_one_graph(function, trains_head):
     for mine, theirs in zip(found, expected, strict=True):
         assert theirs.abs().max() > 0
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_backend_by_name_goes_into_a_graph(tiled):
+    hidden, weight, _, target = problem(6, 8, 41, dtype=torch.float32)
+    segment = torch.tensor(SEGMENT, device=hidden.device)
+
+    def scored(hidden):
+        return sequence_logprobs(hidden, weight, target, segment, 4, backend=tiled.name)
+
+    torch.compiler.reset()
+    found = torch.compile(scored, fullgraph=True, backend="aot_eager")(hidden)
+    torch.testing.assert_close(found, scored(hidden))
+
+
+def test_statistics_go_into_a_graph():
+    hidden, weight, bias, target = problem(6, 8, 41, dtype=torch.float32, bias=True)
+
+    def statistics(hidden):
+        return token_statistics(hidden, weight, target, bias=bias)
+
+    torch.compiler.reset()
+    found = torch.compile(statistics, fullgraph=True, backend="aot_eager")(hidden.requires_grad_())
+    for mine, theirs in zip(found, statistics(hidden), strict=True):
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_wrong_target_is_named_from_a_compiled_graph_too():
