@@ -44,6 +44,11 @@ def check(name: BackendName, device: torch.device, dtype: torch.dtype) -> None:
         *names, last = (repr(known) for known in get_args(BackendName))
         hint = nearest(name, get_args(BackendName))
         raise ValueError(f"backend is {name!r}; it must be {', '.join(names)} or {last}{hint}.")
+    if not torch.compiler.is_compiling():  # a compiled graph asks when it runs
+        _check_here(name, device, dtype)
+
+
+def _check_here(name: str, device: torch.device, dtype: torch.dtype) -> None:
     if name in ("triton", "fused") and (absent := _absent(device, dtype)):
         raise ValueError(f"backend is {name!r}, but {absent}; use 'auto' or 'torch'.")
 
@@ -61,11 +66,12 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """Return the backend of that name, which `check` has let through.
+    """Return the backend of that name; raise ValueError when it can't compute on `device`.
 
     In tests the size of its tiles may follow: "torch 64 512 32" for rows, columns and block.
     """
     name, *sizes = name.split()
+    _check_here(name, device, dtype)
     name, tiles = resolve(name, device, dtype), Tiles(*map(int, sizes)) if sizes else None
     if name == "fused":
         from prefopt.kernels.triton_fused import FusedScores
@@ -78,7 +84,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return TorchTiles(tiles)
 
 
-@torch.compiler.assume_constant_result  # the compiler can't look into Triton
+@functools.cache
 def _absent(device: torch.device, dtype: torch.dtype) -> str:
     """Return why Triton's kernels can't compute here; empty when they can."""
     if importlib.util.find_spec("triton") is None:

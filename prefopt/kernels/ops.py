@@ -8,7 +8,7 @@ Letters: N scored tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,26 @@ _INPUTS = 8
 """Arguments of the two operators that score."""
 
 
+def _operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function the operator `prefopt::...` of that schema.
+
+    Not by `torch.library.custom_op`, whose first call imports the compiler: two seconds and 160 MiB.
+    """
+    name = schema.partition("(")[0]
+    torch.library.define(f"prefopt::{name}", schema.removeprefix(name))
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        torch.library.impl(f"prefopt::{name}", "CompositeExplicitAutograd")(function)
+        return getattr(torch.ops.prefopt, name).default
+
+    return decorate
+
+
+def _shapes(operator: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function say the shapes of an operator's results, for the compiler."""
+    return torch.library.register_fake(operator.name())
+
+
 @contextmanager
 def _on(tensor: Tensor) -> Iterator[None]:
     """Compute where `tensor` is, in the dtypes that are written."""
@@ -30,10 +50,7 @@ def _on(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-@torch.library.custom_op(
-    "prefopt::token_scores", mutates_args=(),
-    schema=f"(Tensor hidden, Tensor? reference, {_HEAD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)  # fmt: skip
+@_operator(f"token_scores(Tensor hidden, Tensor? reference, {_HEAD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def token_scores(
     hidden: Tensor, reference: Tensor | None, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float,
     softcap: float | None, backend: str,
@@ -48,10 +65,7 @@ def token_scores(
     return *scores, others
 
 
-@torch.library.custom_op(
-    "prefopt::token_directions", mutates_args=(),
-    schema=f"(Tensor hidden, Tensor? reference, {_HEAD}) -> (Tensor, Tensor, Tensor)",
-)  # fmt: skip
+@_operator(f"token_directions(Tensor hidden, Tensor? reference, {_HEAD}) -> (Tensor, Tensor, Tensor)")
 def token_directions(
     hidden: Tensor, reference: Tensor | None, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float,
     softcap: float | None, backend: str,
@@ -68,10 +82,7 @@ def token_directions(
     return both.scores.logprob, both.direction, both.reference
 
 
-@torch.library.custom_op(
-    "prefopt::token_statistics", mutates_args=(),
-    schema=f"(Tensor hidden, {_HEAD}) -> (Tensor, Tensor, Tensor, Tensor)",
-)  # fmt: skip
+@_operator(f"token_statistics(Tensor hidden, {_HEAD}) -> (Tensor, Tensor, Tensor, Tensor)")
 def token_statistics(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None,
     backend: str,
@@ -83,10 +94,7 @@ def token_statistics(
         return statistics.of_sums(hidden, target, head, sums)
 
 
-@torch.library.custom_op(
-    "prefopt::head_gradients", mutates_args=(),
-    schema=f"(Tensor hidden, {_HEAD}, Tensor[] scores, Tensor upstream, bool[] needs) -> Tensor[]",
-)  # fmt: skip
+@_operator(f"head_gradients(Tensor hidden, {_HEAD}, Tensor[] scores, Tensor upstream, bool[] needs) -> Tensor[]")
 def head_gradients(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None,
     backend: str, scores: list[Tensor], upstream: Tensor, needs: list[bool],
@@ -99,20 +107,14 @@ def head_gradients(
     return [gradient for gradient in found if gradient is not None]
 
 
-@torch.library.custom_op(
-    "prefopt::scale_rows", mutates_args=(),
-    schema="(Tensor rows, Tensor factor, ScalarType dtype, str backend) -> Tensor",
-)  # fmt: skip
+@_operator("scale_rows(Tensor rows, Tensor factor, ScalarType dtype, str backend) -> Tensor")
 def scale_rows(rows: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     """Return each of `rows` (N, H) times its `factor` (N,), in `dtype`."""
     with _on(rows):
         return backends.choose(backend, rows.device, dtype).scale_rows(rows, factor, dtype)
 
 
-@torch.library.custom_op(
-    "prefopt::checked_indices", mutates_args=(),
-    schema="(Tensor target, Tensor segment, int vocabulary, int num_segments) -> (Tensor, Tensor)",
-)  # fmt: skip
+@_operator("checked_indices(Tensor target, Tensor segment, int vocabulary, int num_segments) -> (Tensor, Tensor)")
 def checked_indices(target: Tensor, segment: Tensor, vocabulary: int, num_segments: int) -> tuple[Tensor, Tensor]:
     """Return copies of `target` and `segment` (N,) in int64; raise ValueError when their values can't be used.
 
@@ -193,8 +195,8 @@ def _refuse_second_derivative() -> None:
         )
 
 
-token_scores.register_autograd(_recompute, setup_context=_keep_for_recomputing)
-token_directions.register_autograd(_scale_direction, setup_context=_keep_direction)
+torch.library.register_autograd(token_scores.name(), _recompute, setup_context=_keep_for_recomputing)
+torch.library.register_autograd(token_directions.name(), _scale_direction, setup_context=_keep_direction)
 
 
 # ---- shapes alone, for the compiler ----
@@ -205,34 +207,34 @@ def _tokens(hidden: Tensor, count: int = 1) -> tuple[Tensor, ...]:
     return tuple(hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in range(count))
 
 
-@token_scores.register_fake
+@_shapes(token_scores)
 def _(hidden: Tensor, reference: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     return *_tokens(hidden, 4), _none(hidden) if reference is None else _tokens(hidden)[0]
 
 
-@token_directions.register_fake
+@_shapes(token_directions)
 def _(hidden: Tensor, reference: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
     direction = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
     return *_tokens(hidden), direction, _none(hidden) if reference is None else _tokens(hidden)[0]
 
 
-@token_statistics.register_fake
+@_shapes(token_statistics)
 def _(hidden: Tensor, *_: Any) -> tuple[Tensor, ...]:
     numbers = (hidden.new_empty(hidden.shape[0], dtype=torch.float64) for _ in range(3))
     return *numbers, hidden.new_empty(hidden.shape[0], dtype=torch.bool)
 
 
-@head_gradients.register_fake
+@_shapes(head_gradients)
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> list[Tensor]:
     needed = zip((hidden, weight, bias), rest[-1], strict=True)
     return [x.new_empty(x.shape) for x, need in needed if need and x is not None]
 
 
-@scale_rows.register_fake
+@_shapes(scale_rows)
 def _(rows: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     return torch.empty_like(rows, dtype=dtype)
 
 
-@checked_indices.register_fake
+@_shapes(checked_indices)
 def _(target: Tensor, segment: Tensor, vocabulary: int, num_segments: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(target, dtype=torch.int64), torch.empty_like(segment, dtype=torch.int64)

@@ -82,19 +82,19 @@ class TorchTiles:
     def score_both(
         self, policy: Tensor, reference: Tensor, target: Tensor, head: Head, *, with_direction: bool
     ) -> BothScores:
-        count = policy.shape[0]
+        n = policy.shape[0]
         (policy, padded), (reference, _) = padded_rows(policy, target), padded_rows(reference, target)
-        work = self._work(policy, head, 2 * policy.shape[0])
-        *mine, others = (policy.new_empty(policy.shape[0], dtype=work.dtype) for _ in (*TokenScores._fields, ""))
+        rows = policy.shape[0]
+        work = self._work(policy, head, 2 * rows)
         direction = policy.new_zeros(policy.shape, dtype=work.dtype) if with_direction else None
-        for rows in slices(policy.shape[0], max(1, work.tiles.rows // 2)):
-            both, here = torch.cat([policy[rows], reference[rows]]), padded[rows]
-            scores = work.score_rows(both, here.repeat(2), None if direction is None else direction[rows])
-            for whole, part in zip(mine, scores, strict=True):
-                whole[rows] = part[: here.numel()]
-            others[rows] = scores.logprob[here.numel() :]
-        scores = TokenScores(*(part[:count] for part in mine))
-        return BothScores(scores, None if direction is None else direction[:count], others[:count])
+        if not 0 < 2 * rows <= work.tiles.rows:
+            # Tiles of half the rows of each would be as many as for one after the other: nothing is saved.
+            scores, others = (self._score_all(x, padded, head, d) for x, d in ((policy, direction), (reference, None)))
+        else:
+            both = work.score_rows(torch.cat([policy, reference]), padded.repeat(2), direction)
+            scores, others = (TokenScores(*(part[half] for part in both)) for half in (slice(rows), slice(rows, None)))
+        scores = TokenScores(*(part[:n].clone() for part in scores))
+        return BothScores(scores, None if direction is None else direction[:n], others.logprob[:n].clone())
 
     def _work(self, hidden: Tensor, head: Head, count: int) -> Workspace:
         return self.workspace(hidden, head, self.tiles or Tiles.choose(hidden), count)
