@@ -174,7 +174,8 @@ class LossOutput:
     loss: Tensor
     """(P,) or (U,) float32, already multiplied by its weight."""
     weight: Tensor
-    """Same shape: what each example adds to the divisor; 1 for most losses."""
+    """Same shape: what each example adds to the divisor; 1 for most losses. A function of lengths and labels alone: the
+    divisor of a step is known before its log-probs are."""
     reward: Tensor
     """(S,) float32, the implicit reward of every completion, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)

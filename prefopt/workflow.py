@@ -74,7 +74,6 @@ def train_run(
     model, tokenizer = load_policy(recipe.model, seed=args.seed)
     _write(run / ENVIRONMENT, environment.describe())
     data, held_out = _load_data(recipe, tokenizer, run)
-    say(f"data: {len(data)} examples to learn from, {len(held_out) if held_out else 0} held out")
 
     progress = [ProgressLine(console)] if console else []
     trainer = PreferenceTrainer(
@@ -87,6 +86,9 @@ def train_run(
         tokenizer=tokenizer,
         callbacks=[MetricsFile(run / METRICS), *progress, *callbacks],
     )
+    unused = len(data) - len(trainer.data)
+    left_out = f" ({unused} undesirable completions are not imitated)" if unused > 0 else ""
+    say(f"data: {len(trainer.data)} examples to learn from{left_out}, {len(held_out) if held_out else 0} held out")
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
 
@@ -272,10 +274,11 @@ def eval_pairs_run(
     if held_out.form != "paired":
         raise DataError(f"{source} holds labelled completions, not pairs; give pairs by --data FILE.")
     packed = PackedModel(model)
-    trained = is_run and recipe.reference.kind != "none"
-    reference = _run_reference(recipe, packed) if trained else None
+    loss = recipe.loss.build()
+    compared = is_run and loss.needs_reference and recipe.reference.kind != "none"
+    reference = _run_reference(recipe, packed) if compared else None
     config = recipe.eval.model_copy(update={"token_budget": token_budget} if token_budget else {})
-    return evaluate_pairs(packed, reference, held_out, config, beta=recipe.loss.build().beta)
+    return evaluate_pairs(packed, reference, held_out, config, beta=loss.beta)
 
 
 def _run_reference(recipe: Recipe, packed: PackedModel) -> Reference:

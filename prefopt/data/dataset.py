@@ -192,10 +192,15 @@ class PreferenceData:
         return PreferenceData("unpaired", examples, summary=self.summary)
 
     def _check_mismatched(self) -> None:
-        """Every example needs one that differs from it in prompt and in completion: count them by exclusion."""
-        prompt, completion = self.prompt_ids, self.completion_ids[:, 0]
-        both = np.unique(np.stack([prompt, completion]), axis=1, return_inverse=True)[1].reshape(-1)
-        same = np.bincount(prompt)[prompt] + np.bincount(completion)[completion] - np.bincount(both)[both]
+        """Every example needs one of another prompt whose completion is none of its own: count them by exclusion."""
+        prompt, width = self.prompt_ids, self.completion_ids.max(initial=0) + 1
+        drawn = self.completion_ids[:, 0]
+        same = np.bincount(prompt)[prompt]
+        for own in self.completion_ids.T:
+            both, counts = np.unique(prompt * width + drawn, return_counts=True)
+            mine = prompt * width + own
+            at = np.searchsorted(both, mine).clip(max=both.size - 1)
+            same = same + np.bincount(drawn, minlength=width)[own] - np.where(both[at] == mine, counts[at], 0)
         if len(self) and np.unique(prompt).size < 2:
             raise DataError(
                 "The data has only one distinct prompt, but this loss measures its shift on completions of other "

@@ -73,7 +73,7 @@ class StepPlan:
         return [builder.build() for builder in builders.values()]
 
     def mismatches(self, epoch: int) -> NDArray[np.int64]:
-        """For every example, one that differs from it in prompt and in completion: (examples,) int64.
+        """For every example, one of another prompt whose (chosen) completion is none of its own: (examples,) int64.
 
         Uniform over all that do. Drawn for the whole epoch at once, and drawn anew where the draw doesn't differ.
         """
@@ -82,19 +82,21 @@ class StepPlan:
         return self._draw[1]
 
     def _draw_mismatches(self, epoch: int) -> NDArray[np.int64]:
-        prompt, completion = self.data.prompt_ids, self.data.completion_ids[:, 0]
+        prompt, own = self.data.prompt_ids, self.data.completion_ids
+        completion = own[:, 0]
         n = len(self.data)
         drawn = np.zeros(n, dtype=np.int64)
         open_ = np.arange(n)
         for attempt in range(REDRAWS):
             drawn[open_] = (self._raw("mismatched", epoch, attempt) % np.uint64(n)).astype(np.int64)[open_]
-            wrong = (prompt[drawn[open_]] == prompt[open_]) | (completion[drawn[open_]] == completion[open_])
+            found = drawn[open_]
+            wrong = (prompt[found] == prompt[open_]) | (completion[found, None] == own[open_]).any(axis=1)
             open_ = open_[wrong]
             if not open_.size:
                 return drawn
         raw = self._raw("mismatched", epoch, REDRAWS)
         for i in open_:
-            able = np.flatnonzero((prompt != prompt[i]) & (completion != completion[i]))
+            able = np.flatnonzero((prompt != prompt[i]) & ~np.isin(completion, own[i]))
             drawn[i] = able[int(raw[i] % np.uint64(able.size))]
         return drawn
 

@@ -58,6 +58,8 @@ class Variant:
     other constants that depend on these."""
     ragged: bool = False
     """Sizes are no multiples of 16, as in the vocabulary's tail: the launcher compiles another kernel for those."""
+    undivided: frozenset[str] = frozenset()
+    """Sizes that are no multiples of 16 though the others are."""
     dtypes: tuple[str, ...] = tuple(DTYPES)
     """What it is compiled for; fewer where the others differ by a conversion from what is compiled anyway."""
     multiplies: bool = False
@@ -104,6 +106,9 @@ def variants() -> Iterator[Variant]:
     for variant in itertools.chain(_tiles(), _fused(), _divergences()):
         yield variant
         yield replace(variant, name=f"{variant.name}, ragged", ragged=True, dtypes=("bfloat16",))
+        if variant.multiplies:  # N and V are seldom divisible, whatever the hidden size is
+            sizes = frozenset({"count", "vocabulary"})
+            yield replace(variant, name=f"{variant.name}, N and V ragged", undivided=sizes, dtypes=("bfloat16",))
 
 
 def _tiles() -> Iterator[Variant]:
@@ -191,7 +196,8 @@ def check(variant: Variant, dtype: str, capability: int) -> Usage:
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or (signature[name] == "i32" and not variant.ragged)
+        if signature[name].startswith("*")
+        or (signature[name] == "i32" and not variant.ragged and name not in variant.undivided)
     }
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

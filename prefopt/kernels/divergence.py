@@ -81,7 +81,9 @@ class Divergence(torch.autograd.Function):
             mean[rows] = gaps / (total_r if direction == "reference_policy" else total_p)
         apart = lse_p - lse_r if direction == "reference_policy" else lse_r - lse_p
         value = (mean + apart).clamp(min=0).to(dtype)  # rounding may leave less than nothing of two equal distributions
-        ctx.save_for_backward(policy, reference, lse_p.to(dtype), lse_r.to(dtype), value)
+        # The heads' tensors too: autograd then sees when one was changed in between.
+        heads = (head.weight, head.bias, other.weight, other.bias)
+        ctx.save_for_backward(policy, reference, lse_p.to(dtype), lse_r.to(dtype), value, *heads)
         ctx.options = (head, other, direction, make)
         return value
 
@@ -90,7 +92,7 @@ class Divergence(torch.autograd.Function):
         """Sweep again; what comes from the loss is one number a token, which multiplies its row at the end."""
         if torch.is_grad_enabled():
             raise RuntimeError("token_divergences can be differentiated once, and create_graph=True asks for more.")
-        policy, reference, *kept = ctx.saved_tensors
+        policy, reference, *kept = ctx.saved_tensors[:5]
         head, other, direction, make = ctx.options
         gradient = torch.empty_like(policy)
         factor = (upstream * head.scale).unsqueeze(1)

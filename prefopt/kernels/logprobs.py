@@ -99,7 +99,8 @@ def policy_reference_logprobs(
     """Return the log-probs of the same completions under two models that share a head, in one sweep over its weight.
 
     The products are over the hidden states of both, so each tile of the weight is read once while 2N rows fit one tile
-    of logits. Equal hidden states get equal log-probs, bit for bit.
+    of logits. Equal hidden states get equal log-probs, bit for bit, where the vendor's product gives a row the same
+    bits at any place; tests hold a CPU to that. They may differ in the last bits from those of `sequence_logprobs`.
 
     Args:
         policy: (N, H), as `hidden` of `sequence_logprobs`, like all arguments that are not named here.
@@ -119,7 +120,9 @@ def policy_reference_logprobs(
         )
     target, segment = _check_segments(target, segment, num_segments, head, reduction)
     if backend == "oracle":
-        tokens = [oracle.token_logprobs(x, target, head) for x in (policy, reference.detach())]
+        with torch.no_grad():
+            others = oracle.token_logprobs(reference, target, head)
+        tokens = [oracle.token_logprobs(policy, target, head), others]
         found = [oracle.reduce_segments(token, segment, num_segments, reduction) for token in tokens]
     else:
         tokens = _score(policy, reference.detach(), target, head, backend)
@@ -200,9 +203,9 @@ def _check(
     backend: BackendName,
 ) -> Head:
     """Check the arguments that every function here has, and return the head that they describe."""
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap is {softcap}; it must be a finite number above 0, or None for no softcap.")
-    if not math.isfinite(logit_scale):
+    if not abs(logit_scale) < math.inf:  # as a comparison it goes into a compiled graph
         raise ValueError(f"logit_scale is {logit_scale}; it must be a finite number.")
     _check_tensors(hidden, weight, bias, target, segment)
     backends.check(backend, hidden.device, hidden.dtype)

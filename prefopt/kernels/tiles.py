@@ -82,15 +82,16 @@ class TorchTiles:
     def score_both(
         self, policy: Tensor, reference: Tensor, target: Tensor, head: Head, *, with_direction: bool
     ) -> BothScores:
-        n = policy.shape[0]
+        n, dtype = policy.shape[0], accumulation_dtype(policy.dtype)
         (policy, padded), (reference, _) = padded_rows(policy, target), padded_rows(reference, target)
-        rows = policy.shape[0]
-        work = self._work(policy, head, 2 * rows)
-        direction = policy.new_zeros(policy.shape, dtype=work.dtype) if with_direction else None
-        if not 0 < 2 * rows <= work.tiles.rows:
-            # Tiles of half the rows of each would be as many as for one after the other: nothing is saved.
+        rows, most = policy.shape[0], (self.tiles or Tiles.choose(policy)).rows
+        direction = policy.new_zeros(policy.shape, dtype=dtype) if with_direction else None
+        # Where a row's bits depend on its place in a product (float64 on a CPU), and where tiles of half the rows of
+        # each would be as many as for one after the other, they are scored apart.
+        if dtype == torch.float64 or not 0 < 2 * rows <= most:
             scores, others = (self._score_all(x, padded, head, d) for x, d in ((policy, direction), (reference, None)))
         else:
+            work = self._work(policy, head, 2 * rows)
             both = work.score_rows(torch.cat([policy, reference]), padded.repeat(2), direction)
             scores, others = (TokenScores(*(part[half] for part in both)) for half in (slice(rows), slice(rows, None)))
         scores = TokenScores(*(part[:n].clone() for part in scores))

@@ -27,7 +27,7 @@ WIDE = {**SQUARE, "COLUMNS": 256, "num_stages": 3}
 NARROW = {**SQUARE, "COLUMNS": 64, "DEPTH": 32, "WHOLE": False}
 """For float32, whose operands are multiplied from registers, and for rows that can't be read 16 bytes at a time."""
 PROGRAMS = 2048
-"""At least, where the vocabulary allows: enough that the last wave of them leaves few multiprocessors idle."""
+"""About so many, where the vocabulary allows: enough that the last wave of them leaves few multiprocessors idle."""
 
 
 def shape(dtype: torch.dtype, major: int, *, whole: bool, plain: bool) -> Mapping[str, int]:

@@ -30,6 +30,8 @@ class Loss(torch.nn.Module):
     """What a recipe calls it. A class of this package that sets it is found by the registry."""
     paper: str = ""
     """Where its formula is written: `arXiv:2305.18290, Eq. 7`."""
+    source: str = ""
+    """sha256 of the file that a loss of the user's own stands in: a changed file is another loss."""
     form: Form
     """What an example is: a pair, a labelled completion, or a completion to imitate."""
     needs_reference: bool = True
@@ -62,8 +64,15 @@ class Loss(torch.nn.Module):
         found = inspect.signature(cls).parameters.values()
         return [each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
+    @classmethod
+    def needed_names(cls) -> list[str]:
+        """Return the names of those without a default."""
+        found = inspect.signature(cls).parameters
+        return [name for name in cls.hyper_names() if found[name].default is inspect.Parameter.empty]
+
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.hyper().items())
+        own = {"source": self.source} if self.source else {}
+        return ", ".join(f"{key}={value}" for key, value in {**self.hyper(), **own}.items())
 
     def log_ratio(self, seqs: SequenceLogprobs) -> Tensor:
         """Return log pi(y|x) - log pi_ref(y|x), (S,), nats, in float32 or, for float64 input, float64.
@@ -97,7 +106,7 @@ class Loss(torch.nn.Module):
         try:
             # YAML 1.1 reads 1e-2 as text, so text that spells a number is one.
             found = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             found = math.nan
         inside = (
             math.isfinite(found)

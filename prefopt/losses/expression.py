@@ -3,32 +3,35 @@
     mixture = term ("+" term)*
     term    = [number "*"] loss
     loss    = name ["(" [setting ("," setting)*] ")"]
-    setting = key "=" (number | true | false | word)
+    setting = key "=" (number | true | false | null | word)
 
-A name is a loss of the package, or `file.py:Class` for one of the user's own. Nothing is evaluated.
+A name is a loss of the package, or `file.py:Class` for one of the user's own, in quotes if the path has other
+characters than letters, digits and `_ - . / ~`. Nothing is evaluated.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import RecipeError
 
 _TOKENS = re.compile(
-    r"\s*(?:(?P<file>[^\s*+(),=]+\.py:\w+)|(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])"
+    r"\s*(?:(?P<file>[\w.~/\\:-]+\.py:\w+)|(?P<quoted>\"[^\"]+\.py:\w+\"|'[^']+\.py:\w+')|(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])"
     r"|(?P<name>[A-Za-z_]\w*)|(?P<sign>[*+(),=])|(?P<end>$)|(?P<other>.))"
 )
-_WORDS = {"true": True, "false": False, "True": True, "False": False}
+_WORDS = {"true": True, "false": False, "null": None}
+Value = float | int | bool | str | None
 
 
 @dataclass(frozen=True)
 class Setting:
     """A hyper-parameter, and where its name stands."""
 
-    value: float | bool | str
+    value: Value
     at: int
 
 
@@ -45,6 +48,25 @@ class Term:
 def parse(text: str) -> list[Term]:
     """Return the terms of `text`, one at least; raise RecipeError with a caret under the mistake."""
     return _Parser(text).mixture()
+
+
+def spelled(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a term that `parse` reads back to the same; raise RecipeError for a value that can't be written."""
+    file = name if re.fullmatch(r"[\w.~/\\:-]+", name) else f'"{name}"'
+    written = ", ".join(f"{key}={_written(name, key, value)}" for key, value in settings.items())
+    return f"{file}({written})" if written else file
+
+
+def _written(name: str, key: str, value: Any) -> str:
+    word = next((word for word, meaning in _WORDS.items() if meaning is value), None)
+    if word or (isinstance(value, str) and value.isidentifier() and value not in _WORDS):
+        return word or str(value)
+    if isinstance(value, int | float) and math.isfinite(value):
+        return repr(value)
+    raise RecipeError(
+        f"{key} = {value!r} of the loss {name} can't be written in a formula: it must be a number, true, false, null "
+        "or a word."
+    )
 
 
 def mistake(text: str, at: int, sentence: str) -> RecipeError:
@@ -75,9 +97,9 @@ class _Parser:
             self.advance()
             self.need("*", "'*' between a number and its loss")
         at = self.at
-        if self.kind not in ("name", "file"):
+        if self.kind not in ("name", "file", "quoted"):
             raise self.expected("the name of a loss")
-        name = self.found
+        name = self.found[1:-1] if self.kind == "quoted" else self.found
         self.advance()
         return Term(factor, name, self.settings() if self.took("(") else {}, at)
 
@@ -96,13 +118,13 @@ class _Parser:
             found[key] = Setting(self.value(), at)
         return found
 
-    def value(self) -> float | bool | str:
-        readers: dict[str, Callable[[str], float | bool | str]] = {
-            "number": float,
+    def value(self) -> Value:
+        readers: dict[str, Callable[[str], Value]] = {
+            "number": lambda text: int(text) if re.fullmatch(r"-?\d+", text) else float(text),
             "name": lambda word: _WORDS.get(word, word),
         }
         if self.kind not in readers:
-            raise self.expected("a number, true, false or a word")
+            raise self.expected("a number, true, false, null or a word")
         value = readers[self.kind](self.found)
         self.advance()
         return value

@@ -46,7 +46,13 @@ def choose(names: Sequence[str]) -> list[Loss]:
     losses = [build(name) for name in names or drawable]
     for loss in losses:
         if loss.name not in drawable:
-            why = "takes no pairs" if loss.form != "paired" else "depends on the other pairs of its step"
+            why = (
+                "takes no pairs"
+                if loss.form != "paired"
+                else "depends on the other pairs of its step"
+                if loss.statistics != "none"
+                else "is none of the package by itself"
+            )
             raise RecipeError(
                 f"The loss {loss.name} can't be drawn against a pair's margin: it {why}. "
                 f"Choose of {', '.join(drawable)}."

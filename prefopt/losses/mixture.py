@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from prefopt.losses.base import Form, Loss, Statistics
+from prefopt.losses.expression import spelled
 from prefopt.records import LossOutput, LossPart, SequenceLogprobs
 
 _ORDER: tuple[Form, ...] = ("paired", "unpaired", "demonstration")
@@ -41,7 +42,7 @@ class Mixture(Loss):
         self.needs_reference = any(loss.needs_reference for loss in losses)
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.statistics = _together([loss.statistics for loss in losses])
-        names = [loss.name for loss in losses]
+        names = [loss.name.rpartition(":")[2] for loss in losses]
         # The same loss may stand there twice, with other settings.
         self._names = [f"{n}_{i}" if names.count(n) > 1 else n for i, n in enumerate(names, start=1)]
         self._leading = next((i for i, loss in enumerate(losses) if loss.form != "demonstration"), 0)
@@ -64,19 +65,18 @@ class Mixture(Loss):
         return LossOutput.of_parts(
             parts,
             reward=found[self._leading].reward,
-            metrics={name: value for output in found for name, value in output.metrics.items()},
+            metrics={
+                f"{name}/{part}" if len(self.parts) > 1 else name: value
+                for part, output in zip(self._names, found, strict=True)
+                for name, value in output.metrics.items()
+            },
         )
 
 
 def _spelled(share: Share) -> str:
     """Return a share as the expression that makes it, every hyper-parameter included."""
-    settings = ", ".join(f"{key}={_value(value)}" for key, value in share.loss.hyper().items())
-    call = f"{share.loss.name}({settings})" if settings else share.loss.name
+    call = spelled(share.loss.name, share.loss.hyper())
     return call if share.factor == 1 else f"{share.factor!r}*{call}"
-
-
-def _value(value: float | bool | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
 
 
 def _together(statistics: list[Statistics]) -> Statistics:

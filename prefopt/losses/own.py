@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 from prefopt.errors import RecipeError, nearest
@@ -15,7 +15,10 @@ from prefopt.losses.base import Form, Loss
 
 def names_a_file(text: str) -> bool:
     """Whether `text` is `file.py:Class` with a file that is there, whatever characters its path has."""
-    return re.fullmatch(r".+\.py:\w+", text) is not None and Path(text.rpartition(":")[0]).is_file()
+    try:
+        return re.fullmatch(r".+\.py:\w+", text) is not None and Path(text.rpartition(":")[0]).is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def load(name: str) -> type[Loss]:
@@ -25,26 +28,19 @@ def load(name: str) -> type[Loss]:
     """
     file, _, wanted = name.rpartition(":")
     path = Path(file).resolve()
-    if not path.is_file():
-        raise RecipeError(f"The loss {name} is to be found in {path}, but there is no such file.")
-    # By content, so that a file that was changed is read again, and found by that name when a loss is pickled.
-    module_name = f"prefopt_own_losses_{hashlib.sha256(path.read_bytes() + str(path).encode()).hexdigest()[:16]}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None  # the name ends with .py
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise RecipeError(f"The file {path} of the loss {name} fails: {type(error).__name__}: {error}") from error
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"The loss {name} is to be found in {path}, which can't be read: {error.strerror}."
+        ) from error
+    digest = hashlib.sha256(source).hexdigest()
+    place = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()
+    module = _run(source, path, f"prefopt_own_losses_{place[:16]}", name)
     found = {
         key: kind
         for key, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, Loss) and kind.__module__ == module_name
+        if isinstance(kind, type) and issubclass(kind, Loss) and kind.__module__ == module.__name__
     }
     if wanted not in found:
         listed = f"it has {', '.join(found)}{nearest(wanted, found)}" if found else "it has no subclass of Loss."
@@ -54,5 +50,27 @@ def load(name: str) -> type[Loss]:
         raise RecipeError(
             f"The loss {name} does not say what an example is: set its `form` to one of {', '.join(get_args(Form))}."
         )
-    kind.name = f"{path}:{wanted}"
+    kind.name, kind.source = f"{path}:{wanted}", digest
     return kind
+
+
+def check(loss: Loss) -> None:
+    """Raise RecipeError when a loss does not keep its hyper-parameters where a saved recipe finds them."""
+    if lost := [key for key in loss.hyper_names() if not hasattr(loss, key)]:
+        raise RecipeError(
+            f"The loss {loss.name} takes {lost[0]} and does not keep it: write `self.{lost[0]} = ...` in its __init__."
+        )
+
+
+def _run(source: bytes, path: Path, module_name: str, name: str) -> ModuleType:
+    """Return the file as a module, run once for its content; not from cached bytecode, which goes by time and size."""
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    module = sys.modules[module_name] = ModuleType(module_name)
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, path, "exec"), vars(module))
+    except Exception as error:
+        del sys.modules[module_name]
+        raise RecipeError(f"The file {path} of the loss {name} fails: {type(error).__name__}: {error}") from error
+    return module

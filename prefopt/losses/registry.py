@@ -62,7 +62,11 @@ def _of_term(text: str, term: expression.Term, more: dict[str, Any]) -> Loss:
     try:
         return _one(term.name, {**{key: setting.value for key, setting in term.settings.items()}, **more})
     except RecipeError as error:
-        named = [setting.at for key, setting in term.settings.items() if re.search(rf"\b{key}\b", str(error))]
+        named = [
+            setting.at
+            for key, setting in term.settings.items()
+            if re.search(rf"^{key} = |hyper-parameter '{key}'", str(error))
+        ]
         raise expression.mistake(text, named[0] if named else term.at, str(error)) from error
 
 
@@ -73,7 +77,11 @@ def _one(name: str, settings: dict[str, Any]) -> Loss:
         if key not in allowed:
             takes = f"it takes {_listed(allowed)}{nearest(key, allowed)}" if allowed else "it takes none."
             raise RecipeError(f"The loss {name} has no hyper-parameter {key!r}: {takes}")
-    return kind(**settings)
+    if needed := [key for key in kind.needed_names() if key not in settings]:
+        raise RecipeError(f"The loss {name} needs {', '.join(needed)}: write {needed[0]}=... with it.")
+    loss = kind(**settings)
+    own.check(loss)
+    return loss
 
 
 def _kind(name: str) -> type[Loss]:

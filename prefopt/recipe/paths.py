@@ -23,9 +23,9 @@ _MODELS: tuple[Key, ...] = (
     ("model", "tokenizer", "chat_template"),
     ("reference", "model"),
 )
-_LOSSES: tuple[Key, ...] = (("loss",), ("loss", "name"))
-_OWN_LOSS = re.compile(r"[^\s*+(),=]+\.py(?=:\w)")
-"""A file of the user's own losses in the formula of one."""
+_LOSS: Key = ("loss", "name")
+_OWN_LOSS = re.compile(r"\"([^\"]+\.py)(:\w+)\"|'([^']+\.py)(:\w+)'|([\w.~/\\:-]+\.py)(:\w+)")
+"""A file of the user's own losses in a formula, in quotes or without."""
 _OUTPUT: Key = ("train", "output_dir")
 _LONGEST_NAME = 255
 
@@ -42,9 +42,8 @@ def resolved(source: Source) -> Source:
     for key in _MODELS:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
-    for key in _LOSSES:
-        if isinstance(value := source.get(key), str):
-            source = source.replaced(key, _loss(value, source.base(key)))
+    if isinstance(value := source.get(_LOSS), str):
+        source = source.replaced(_LOSS, _loss(value, source.base(_LOSS)))
     if isinstance(value := source.get(_OUTPUT), str) and value:
         source = source.replaced(_OUTPUT, str(_absolute(value, Path.cwd())))
     return source
@@ -76,7 +75,15 @@ def _model(name: str, base: Path) -> str:
 
 
 def _loss(formula: str, base: Path) -> str:
-    return _OWN_LOSS.sub(lambda file: str(_absolute(file[0], base)), formula)
+    file, _, name = formula.rpartition(":")
+    if file.endswith(".py") and (re.fullmatch(r"[^\"'*+(),=]+", formula) or _exists(_absolute(file, base))):
+        return f"{_absolute(file, base)}:{name}"  # alone, whatever characters its path has
+
+    def absolute(found: re.Match[str]) -> str:
+        file, name = (part for part in found.groups() if part)
+        return f'"{_absolute(file, base)}{name}"'
+
+    return _OWN_LOSS.sub(absolute, formula)
 
 
 def _absolute(name: str, base: Path) -> Path:

@@ -98,7 +98,7 @@ def _sentence(key: Key, details: list[ErrorDetails], kind: Any, source: Source) 
         return f"{where}: {dotted} is missing{': ' + _lowered(about).rstrip('.') if about else ''}; add it."
     if own := [d for d in details if not _allowed(d)]:
         message = own[0]["msg"].removeprefix("Value error, ").rstrip(".")
-        return located(message + ("" if message.endswith("?") else "."), source, key)
+        return located(message + ("" if message.endswith(("?", "^")) else "."), source, key)
     allowed = " or ".join(dict.fromkeys(rule for d in details if (rule := _allowed(d))))
     close = nearest(detail["input"], _choices(details)) if isinstance(detail["input"], str) else ""
     return f"{where}: {dotted} is {_shown(detail['input'])}; it must be {allowed}{close or '.'}"

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prefopt.data.pack import only
+from prefopt.errors import RecipeError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
@@ -76,13 +78,19 @@ def run_step(
     if len(packs) > 1 and loss.statistics != "none":
         passes = _mismatched_first if loss.statistics == "mismatched" else _all_first
         return passes(_Step(policy, reference, loss, packs, backward, autocast))
-    divisors = [sum(weights) for weights in zip(*(_weights(loss, pack) for pack in packs), strict=True)]
+    weights = [_weights(loss, pack) for pack in packs]
+    divisors = [sum(parts) for parts in zip(*weights, strict=True)]
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
-    for pack in packs:
+    for pack, expected in zip(packs, weights, strict=True):
         with autocast():
             frozen = reference.logprobs(pack)
             seqs = sequences([pack], [Scored(policy.logprobs(pack), frozen)])
         output = loss(seqs)
+        if not np.allclose(_divisors(output), expected, rtol=1e-5):
+            raise RecipeError(
+                f"the weights of the loss {loss.name} depend on log-probs, and the divisor of a step must be known "
+                "before them: let `LossOutput.weight` depend on lengths and labels alone."
+            )
         value = _value(output, divisors)
         backward(value)
         total += float(value.detach())

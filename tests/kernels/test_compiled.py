@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ def test_every_kernel_compiles_without_spills_and_within_each_gpus_limits():
         assert {(k, "bfloat16") for k in whole} <= mine
         assert {(k, d) for k in whole if k.startswith(("fold", "slopes", "finish")) for d in compiled.DTYPES} <= mine
         assert {("fused scores", d) for d in compiled.DTYPES} | {("divergence, slopes", "float16")} <= mine
-    assert {u.kernel.removesuffix(", ragged") for u in found} == whole
+    assert {re.sub(r", (N and V )?ragged$", "", u.kernel) for u in found} == whole
     assert all(u.registers >= 16 and u.instructions > 50 for u in found)  # the tool's output was understood
     assert [(u.kernel, u.dtype, u.capability, u.complaints) for u in found if u.complaints] == []
 

@@ -83,6 +83,23 @@ def test_a_backend_by_name_goes_into_a_graph(tiled):
     torch.testing.assert_close(found, scored(hidden))
 
 
+def test_sizes_and_numbers_may_change_between_calls_of_a_graph():
+    weight, target = problem(1, 8, 41, dtype=torch.float32)[1], torch.arange(9)
+
+    def scored(hidden, scale, cap):
+        n = hidden.shape[0]
+        return sequence_logprobs(hidden, weight, target[:n], target[:n] // 2, 5, logit_scale=scale, softcap=cap)
+
+    torch.compiler.reset()
+    compiled = torch.compile(scored, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, scale, cap in ((6, 1.0, 20.0), (9, 0.5, 20.0), (3, 0.25, 5.0)):
+        hidden = problem(n, 8, 41, dtype=torch.float32)[0].requires_grad_()
+        values = [f(hidden, scale, cap) for f in (compiled, scored)]
+        grads = [torch.autograd.grad(value.sum(), hidden)[0] for value in values]
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*grads)
+
+
 def test_statistics_go_into_a_graph():
     hidden, weight, bias, target = problem(6, 8, 41, dtype=torch.float32, bias=True)
 

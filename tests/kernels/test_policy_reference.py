@@ -54,7 +54,7 @@ def test_each_is_the_oracles_and_no_gradient_reaches_the_reference(tiled, size, 
         assert (got.double() - wanted).norm() <= TOLERANCE[dtype] * max(1.0, wanted.norm().item())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("trains_head", [False, True])
 def test_equal_hidden_states_get_equal_bits(dtype, trains_head):
     hidden, weight, _, target = problem(300, 64, 9000, dtype=dtype, size=3.0)
@@ -67,6 +67,16 @@ def test_equal_hidden_states_get_equal_bits(dtype, trains_head):
     assert both.policy.requires_grad
     alone = sequence_logprobs(hidden, weight, target, segment, 12)
     torch.testing.assert_close(both.policy, alone, rtol=1e-5, atol=1e-3)
+
+
+def test_the_oracle_keeps_gradients_from_the_reference_too():
+    policy, weight, _, target = problem(4, 3, 5)
+    segment = torch.zeros(4, dtype=torch.long)
+    found = policy_reference_logprobs(
+        policy, policy.flip(0), weight.requires_grad_(), target, segment, 1, backend="oracle"
+    )
+    assert found.policy.requires_grad
+    assert not found.reference.requires_grad
 
 
 def test_backends_agree_through_the_public_door():

@@ -50,7 +50,7 @@ def test_a_part_for_labels_sees_each_pair_as_a_good_and_a_bad_completion() -> No
     both = build("dpo + kto")(pairs)
     torch.testing.assert_close(both.parts[1].loss, build("kto")(labels).loss)
     torch.testing.assert_close(both.parts[0].loss, build("dpo")(pairs).loss)
-    assert set(both.metrics) == {"kl"}
+    assert set(both.metrics) == {"kl/kto"}
 
 
 def test_a_part_without_examples_adds_nothing() -> None:
@@ -120,7 +120,7 @@ def test_losses_can_be_mixed_in_python() -> None:
         ("0.8 dpo", "expected '*' between a number and its loss, found 'dpo'", 4),
         ("dpo sft", "expected '+' and another loss, or the end, found 'sft'", 4),
         ("dpo(beta 0.1)", "expected '=' and a value for beta, found '0.1'", 9),
-        ("dpo(beta=)", "expected a number, true, false or a word, found ')'", 9),
+        ("dpo(beta=)", "expected a number, true, false, null or a word, found ')'", 9),
         ("dpo(beta=0.1", "expected ',' or ')', found the end", 12),
         ("dpo(0.1)", "expected a hyper-parameter as key=value, or ')', found '0.1'", 4),
         ("dpo(beta=0.1 average=true)", "expected ',' or ')', found 'average'", 13),
@@ -129,7 +129,8 @@ def test_losses_can_be_mixed_in_python() -> None:
         ("-1*dpo", "can't be multiplied by -1", 0),
         ("dpo + dpoo", "no loss named 'dpoo': choose", 6),
         ("dpo + ipo(betta=1)", "no hyper-parameter 'betta'", 10),
-        ("dpo + 0.5*ipo(average=true, beta=-1)", "beta = -1.0 is not allowed for the loss ipo", 28),
+        ("dpo + 0.5*ipo(average=true, beta=-1)", "beta = -1 is not allowed for the loss ipo", 28),
+        ("dpo(beta=0.1, betta=2)", "no hyper-parameter 'betta'", 14),
         ("sft(beta=1)", "no hyper-parameter 'beta': it takes none.", 4),
         ("dpo; import os", "expected '+' and another loss, or the end, found ';'", 3),
         ("__import__('os')", "expected a hyper-parameter as key=value, or ')', found \"'\"", 11),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from prefopt.errors import RecipeError
-from prefopt.losses import build
+from prefopt.losses import Mixture, Share, build
+from prefopt.recipe import dump_recipe, load_recipe
 from tests.losses.toys import random_sequences
 
 TEN_LINES = '''\
@@ -41,6 +42,82 @@ def test_ten_lines_are_a_loss(file) -> None:
     assert build({"name": "my_losses.py:Squared", "target": 2}).hyper() == loss.hyper()
 
 
+SETTINGS = """\
+from prefopt.losses import PairLoss
+
+class Kept(PairLoss):
+    \"\"\"Keeps what it is given.\"\"\"
+
+    def __init__(self, *, k: int = 3, cap: float | None = None, word: str = "sum", on: bool = True) -> None:
+        super().__init__()
+        self.k, self.cap, self.word, self.on = k, cap, word, on
+
+    def value(self, chosen, rejected):
+        return rejected - chosen
+
+class Asks(Kept):
+    \"\"\"Has no default.\"\"\"
+
+    def __init__(self, *, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+class Forgets(Kept):
+    \"\"\"Does not keep it.\"\"\"
+
+    def __init__(self, *, gamma: float = 1.0) -> None:
+        super().__init__()
+"""
+
+
+def test_settings_of_every_kind_survive_a_mixture(file) -> None:
+    file.write_text(SETTINGS)
+    mixed = build("my_losses.py:Kept(cap=0.5, on=false, word=mean) + my_losses.py:Kept")
+    again = build(mixed.name)
+    for loss in (mixed, again):
+        assert [part.hyper() for part in loss.parts] == [
+            {"k": 3, "cap": 0.5, "word": "mean", "on": False},
+            {"k": 3, "cap": None, "word": "sum", "on": True},
+        ]
+        assert isinstance(loss.parts[0].k, int)
+    with pytest.raises(RecipeError, match=r"word = 'a b' of the loss .*Kept can't be written in a formula"):
+        Mixture([Share(1.0, build({"name": "my_losses.py:Kept", "word": "a b"}))])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Asks", r"The loss my_losses\.py:Asks needs gamma: write gamma=\.\.\."), ("Forgets", r"write `self\.gamma = ")],
+)
+def test_a_loss_that_could_not_be_built_again_is_refused(file, name: str, words: str) -> None:
+    file.write_text(SETTINGS)
+    with pytest.raises(RecipeError, match=words):
+        build(f"my_losses.py:{name}")
+
+
+def test_a_changed_file_is_another_loss_to_a_checkpoint(file) -> None:
+    before = repr(build("dpo + my_losses.py:Squared"))
+    assert repr(build("dpo + my_losses.py:Squared")) == before
+    file.write_text(TEN_LINES.replace("** 2", "** 4"))  # the same size, within the same second
+    after = build("dpo + my_losses.py:Squared")
+    assert repr(after) != before
+    assert float(after(random_sequences(0)).parts[1].loss.max()) > 1000
+
+
+def test_a_recipe_finds_it_beside_itself_wherever_that_is(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "my own (losses), here"
+    folder.mkdir()
+    (folder / "a.py").write_text(TEN_LINES)
+    for written in ("a.py:Squared", "dpo + 0.5*a.py:Squared", "dpo + 'a.py:Squared'(target=2)"):
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(f'model: tiny\ndata: {{train: x.jsonl}}\nloss: "{written}"\ntrain: {{output_dir: runs/x}}\n')
+        monkeypatch.chdir(tmp_path)
+        loaded = load_recipe(recipe, check_files=False)
+        saved = tmp_path / "saved.yaml"
+        saved.write_text(dump_recipe(loaded))
+        assert load_recipe(saved, check_files=False).loss == loaded.loss
+        assert str(folder) in loaded.loss.build().name
+
+
 def test_it_mixes_and_is_found_again_from_anywhere(file, tmp_path, monkeypatch) -> None:
     mixed = build("0.5*my_losses.py:Squared + sft")
     assert mixed.name == f"0.5*{file}:Squared(target=5.0) + sft"
@@ -65,8 +142,8 @@ def test_a_changed_file_is_read_again(file) -> None:
     ("name", "words"),
     [
         ("my_losses.py:Square", r"has no loss 'Square': it has Squared; did you mean 'Squared'"),
-        ("other.py:Squared", r"found in .*other\.py, but there is no such file"),
-        ("my_losses.py:Squared(target=0)", r"target = 0\.0 is not allowed .* greater than 0"),
+        ("other.py:Squared", r"found in .*other\.py, which can't be read: No such file"),
+        ("my_losses.py:Squared(target=0)", r"target = 0 is not allowed .* greater than 0"),
         ("my_losses.py:PairLoss", r"has no loss 'PairLoss'"),
         ("broken.py:Squared", r"broken\.py of the loss broken\.py:Squared fails: SyntaxError"),
         ("empty.py:Squared", r"it has no subclass of Loss\."),
