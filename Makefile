@@ -7,8 +7,11 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Tests are small: more threads than this cost time. Nothing in them needs the network.
-TEST_ENV := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Nothing in the tests needs the network.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# They are small: processes of one thread each take less time than one process of several.
+PROCESSES ?= 2
+SPREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 .PHONY: help demo test soak lint format setup clean
 
@@ -25,12 +28,12 @@ demo: $(VENV)/.stamp-run
 	$(BIN)/prefopt demo $(DEMO_ARGS)
 
 test: lint
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not soak and not triton" $(PYTEST_ARGS)
+	$(TEST_ENV) $(SPREAD) -m "not soak and not triton" $(PYTEST_ARGS)
 	@# Triton's interpreter can't be switched on for a part of a process.
-	$(TEST_ENV) TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "triton and not soak" tests/kernels $(PYTEST_ARGS)
+	$(TEST_ENV) TRITON_INTERPRET=1 $(SPREAD) -m "triton and not soak" tests/kernels $(PYTEST_ARGS)
 
 soak: $(VENV)/.stamp-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 $(TEST_ENV) $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

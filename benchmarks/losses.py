@@ -2,6 +2,7 @@
 
     python benchmarks/losses.py --plot docs/figures/losses-trained.png
     python benchmarks/losses.py --loss dpo --loss '0.8*dpo + 0.2*sft' --steps 10
+    python benchmarks/losses.py --drawn-from saved.json --plot again.png      # the last line of a run, saved
 
 Every loss starts from the same adapter, sees the same pairs in steps of as many pairs, at one learning rate, with its
 default hyper-parameters. Measured on held-out pairs: by the implicit reward's sign, by log-prob a token, and by how
@@ -39,8 +40,8 @@ def train(formula: str, rows: Any, options: argparse.Namespace) -> dict[str, Any
     """Train with one loss from the start and return what held-out pairs say of it."""
     loss, began = losses.build(formula), time.monotonic()
     model, tokenizer = load_policy(options.model, lora={"r": 16, "alpha": 32}, seed=0)
-    data = load_preferences(rows.train, tokenizer, max_length=256)
-    held_out = load_preferences(rows.heldout[: options.held_out], tokenizer, max_length=256)
+    data = load_preferences(rows.train[: options.train], tokenizer, max_length=options.max_length)
+    held_out = load_preferences(rows.heldout[: options.held_out], tokenizer, max_length=options.max_length)
     with tempfile.TemporaryDirectory() as folder:
         arguments = PreferenceArguments(
             output_dir=folder,
@@ -88,6 +89,15 @@ def plot(results: dict[str, dict[str, Any]], file: str) -> None:
         right.plot([100 * low, 100 * high], [place, place], color="#9db8d2", linewidth=3, zorder=1)
         label = f"{100 * value:.1f}"
         right.annotate(label, (100 * value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    moved.scatter([r["chosen"] for r in results.values()], places, color="#2f6db3", label="chosen", zorder=2)
+    moved.scatter([r["rejected"] for r in results.values()], places, color="#d1662b", label="rejected", zorder=2)
+    right.scatter([100 * r["reward"][0] for r in results.values()], places, color="#2f5d8a", zorder=2)
+    moved.axvline(0, color="#666", linewidth=0.8)
+    moved.set_xlabel("mean log-ratio to the model before training, nats")
+    right.set_xlabel("held-out pairs ranked right, %")
+    moved.set_yticks(places, names)
+    moved.set_ylim(len(names) - 0.4, -0.7)
+    moved.legend(frameon=False, fontsize=8)
     for axis in (moved, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -100,12 +110,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--loss", action="append", help=f"repeatable; default {', '.join(LOSSES)}")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=16, help="of one step")
+    parser.add_argument("--train", type=int, help="pairs to draw from; default all")
     parser.add_argument("--held-out", type=int, default=300)
+    parser.add_argument("--max-length", type=int, default=256, help="tokens")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", default="", metavar="FILE", help="write a figure there")
+    parser.add_argument("--drawn-from", default="", metavar="FILE", help="train nothing, draw what this one holds")
     options = parser.parse_args(arguments)
+    if options.drawn_from:
+        plot(json.loads(Path(options.drawn_from).read_text())["results"], options.plot)
+        return 0
     torch.set_num_threads(options.threads)
     rows, results = make_pairs(load_sentences()), {}
     print(f"{options.steps} steps of {options.pairs} pairs, {options.held_out} held-out pairs")
