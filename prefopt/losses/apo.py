@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from prefopt.losses.base import PairLoss
+from prefopt.losses.base import Loss, PairLoss
+from prefopt.records import LossOutput, SequenceLogprobs
 
 
 class APOZero(PairLoss):
@@ -51,3 +53,29 @@ class APODown(PairLoss):
 
     def value(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         return (self.beta * chosen).sigmoid() + (self.beta * (rejected - chosen)).sigmoid()
+
+
+class APOZeroUnpaired(Loss):
+    """Anchored Preference Optimization, zero, on labels: raises desirable completions and lowers undesirable ones.
+
+        loss = 1 - sigma(r)   where desirable,   sigma(r)   elsewhere;   r = beta * log_ratio
+
+    APO-zero of arXiv:2408.06266 a completion at a time: each of its two terms looks at one completion, so labels say
+    as much as pairs. It is KTO without a shift.
+
+    Raises RecipeError unless beta > 0.
+    """
+
+    name = "apo_zero_unpaired"
+    form = "unpaired"
+    paper = "arXiv:2408.06266 (APO-zero, by terms)"
+
+    def __init__(self, *, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = self.number("beta", beta, above=0)
+
+    def forward(self, seqs: SequenceLogprobs) -> LossOutput:
+        reward = self.beta * self.log_ratio(seqs)
+        mine = reward[seqs.labelled]
+        loss = torch.where(seqs.label, -mine, mine).sigmoid()
+        return LossOutput(loss=loss, weight=torch.ones_like(loss), reward=reward.detach())

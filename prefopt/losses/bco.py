@@ -1,4 +1,4 @@
-"""Binary Classifier Optimization, on pairs."""
+"""Binary Classifier Optimization, on pairs and on labels."""
 
 from __future__ import annotations
 
@@ -42,6 +42,40 @@ class BCO(Loss):
         chosen, rejected = reward[seqs.pair].unbind(-1)
         shift = reward.detach()[seqs.pair].mean()
         loss = -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
+        return LossOutput(
+            loss=loss, weight=torch.ones_like(loss), reward=reward.detach(), metrics={"reward_shift": shift}
+        )
+
+
+class BCOUnpaired(Loss):
+    """Binary Classifier Optimization on labels: good and bad completions are told apart by their rewards.
+
+        shift = (mean of r over the step's desirable completions + that over its undesirable ones) / 2
+        loss  = -log sigma(r - shift)   where desirable,   -log sigma(shift - r)   elsewhere;   r = beta * log_ratio
+
+    arXiv:2404.04656, whose delta is our shift: a constant to the gradient, and of the step alone, as in `bco`. In a
+    step with one kind only, it is that kind's mean. The paper's weights for good and bad answers that belong to
+    different kinds of prompts need a classifier of prompts and are not here.
+
+    Raises RecipeError unless beta > 0.
+    """
+
+    name = "bco_unpaired"
+    form = "unpaired"
+    paper = "arXiv:2404.04656"
+    statistics = "step"
+
+    def __init__(self, *, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = self.number("beta", beta, above=0)
+
+    def forward(self, seqs: SequenceLogprobs) -> LossOutput:
+        reward = self.beta * self.log_ratio(seqs)
+        mine = reward[seqs.labelled]
+        kinds = [kind for kind in (mine[seqs.label], mine[~seqs.label]) if kind.numel()]
+        shift = torch.stack([kind.detach().mean() for kind in kinds]).mean() if kinds else mine.detach().sum()
+        advantage = mine - shift
+        loss = -logsigmoid(torch.where(seqs.label, advantage, -advantage))
         return LossOutput(
             loss=loss, weight=torch.ones_like(loss), reward=reward.detach(), metrics={"reward_shift": shift}
         )

@@ -18,6 +18,11 @@ def log_sigma(x: Tensor) -> Tensor:
     return (1 / (1 + (-x).exp())).log()
 
 
+def log_sigma_far(x: Tensor) -> Tensor:
+    """The same for margins so far below zero that the naive form overflows."""
+    return -torch.logaddexp(torch.zeros_like(x), -x)
+
+
 def ratios(seqs: SequenceLogprobs) -> tuple[Tensor, Tensor]:
     """pi / pi_ref of chosen and rejected."""
     ratio = (seqs.policy - seqs.reference).exp()
@@ -158,6 +163,35 @@ def cpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
     return (-log_sigma(loss.beta * chosen - loss.beta * rejected) - loss.nll_weight * mean).sum()
 
 
+def dpo_positive(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    w, lose = ratios(seqs)
+    fallen = torch.maximum(torch.zeros_like(w), (1 / w).log())
+    return -log_sigma_far(loss.beta * ((w / lose).log() - loss.penalty * fallen)).sum()
+
+
+def length_regularized_dpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    extra = seqs.length[seqs.pair[:, 0]] - seqs.length[seqs.pair[:, 1]]
+    return -log_sigma(margins(loss, seqs) + loss.alpha * extra.double()).sum()
+
+
+def alphapo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    chosen, rejected = (mean.exp() for mean in averages(seqs.policy, seqs))
+    r_w, r_l = (loss.beta * (1 - p**-loss.alpha) / loss.alpha for p in (chosen, rejected))
+    return -log_sigma_far(r_w - r_l - loss.gamma).sum()
+
+
+def apo_zero_unpaired(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    s = 1 / (1 + (-loss.beta * (seqs.policy - seqs.reference)[seqs.labelled]).exp())
+    return (1 - s[seqs.label]).sum() + s[~seqs.label].sum()
+
+
+def bco_unpaired(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    r = loss.beta * (seqs.policy - seqs.reference)[seqs.labelled]
+    good, bad = r[seqs.label], r[~seqs.label]
+    delta = (good.mean().item() + bad.mean().item()) / 2
+    return -(log_sigma(good - delta).sum() + log_sigma(delta - bad).sum())
+
+
 def sft(loss: Any, seqs: SequenceLogprobs) -> Tensor:
     imitated = [*seqs.pair[:, 0].tolist(), *seqs.labelled[seqs.label].tolist()]
     return -torch.stack([seqs.policy[index] for index in imitated]).sum()
@@ -167,7 +201,8 @@ FORMULAS: dict[str, Callable[[Any, SequenceLogprobs], Tensor]] = {
     function.__name__: function
     for function in (
         dpo, ipo, kto, robust_dpo, hinge, exo, nca, apo_zero, apo_down, sppo, discopop, dpo_norm, bco, aot,
-        aot_unpaired, simpo, orpo, cpo, sft,
+        aot_unpaired, simpo, orpo, cpo, sft, dpo_positive, length_regularized_dpo, alphapo,
+        apo_zero_unpaired, bco_unpaired,
     )
 }  # fmt: skip
 
@@ -188,5 +223,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "aot_unpaired": [{"label_smoothing": 0.2}],
     "simpo": [{"gamma": 0.0}],
     "cpo": [{"nll_weight": 0.0}],
+    "dpo_positive": [{"penalty": 0.0}, {"penalty": 2.0}],
+    "length_regularized_dpo": [{"alpha": 0.3}],
+    "alphapo": [{"alpha": 1.0, "gamma": 0.0}],
 }
 """Settings beside the defaults that are worth a test of their own."""

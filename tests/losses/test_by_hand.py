@@ -11,6 +11,7 @@ Most use one pair with log-ratios 2 and -1: at beta 0.5 the rewards are 1 and -0
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,3 +199,33 @@ def test_orpo_by_hand() -> None:
 def test_cpo_by_hand() -> None:
     # 0.5 * (-10 + 11) = 0.5; 0.47407698 + 10 / 4; slopes -0.5 * 0.37754067 - 1/4, 0.5 * 0.37754067
     check(build("cpo", beta=0.5), pair(), [2.97407698], [-0.43877034, 0.18877034])
+
+
+def test_dpo_positive_by_hand() -> None:
+    # chosen rose by 2: DPO. The other way round it fell by 1: margin 0.5 * (-1 - 2 - 1 * 1) = -2, loss 2.12692801;
+    # slope of chosen -sigma(2) * 0.5 * (1 + 1), of rejected sigma(2) * 0.5
+    loss = build("dpo_positive", beta=0.5, penalty=1.0)
+    check(loss, pair(), [0.20141328], [-0.09121276, 0.09121276])
+    check(loss, replace(pair(), pair=torch.tensor([[1, 0]])), [2.12692801], [0.44039854, -0.88079708])
+
+
+def test_length_regularized_dpo_by_hand() -> None:
+    # margin 1.5 + 0.25 * (4 - 2) = 2; slope 0.5 * sigma(-2) = 0.5 * 0.11920292
+    check(build("length_regularized_dpo", beta=0.5, alpha=0.25), pair(), [0.12692801], [-0.05960146, 0.05960146])
+
+
+def test_alphapo_by_hand() -> None:
+    # log-probs a token -2.5 and -5.5; at alpha 0.2 scores (1 - exp(0.5)) / 0.2 = -3.24360635 and (1 - exp(1.1)) / 0.2 =
+    # -10.02083012; margin 0.1 * 6.77722377 - 0.1 = 0.57772238, loss log(1 + exp(-0.57772238)) = 0.44543878
+    # slopes: sigma(-0.57772238) = 0.35945684 times beta * exp(-alpha * p) / length, which is 0.1 * 1.64872127 / 4 and
+    # 0.1 * 3.00416602 / 2
+    loss = build("alphapo", beta=0.1, alpha=0.2, gamma=0.1)
+    check(loss, pair(), [0.44543878], [-0.01481610, 0.05399340])
+
+
+def test_unpaired_apo_zero_and_bco_by_hand() -> None:
+    # rewards 1 and -0.5: APO 1 - sigma(1) and sigma(-0.5); slopes -+0.5 sigma (1 - sigma)
+    seqs = sequences([-10.0, -11.0], [-12.0, -10.0], labels=[(0, True), (1, False)])
+    check(build("apo_zero_unpaired", beta=0.5), seqs, [0.26894142, 0.37754067], [-0.09830597, 0.11750186])
+    # BCO: shift (1 - 0.5) / 2 = 0.25, both are 0.75 from it: log(1 + exp(-0.75)) = 0.38687150; slope 0.5 * 0.32082130
+    check(build("bco_unpaired", beta=0.5), seqs, [0.38687150] * 2, [-0.16041065, 0.16041065])

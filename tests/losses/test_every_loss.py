@@ -38,8 +38,11 @@ def test_value_and_gradient_equal_the_papers_formula_in_float64(loss: Loss, seed
     assert slope.abs().max() > 1e-6
 
 
-# The shifts of kto and bco move with the log-probs but are constants to the gradient: see test_by_hand.
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.name not in ("kto", "bco")], ids=spelled)
+SHIFTED = ("kto", "bco", "bco_unpaired")
+"""Their shifts move with the log-probs but are constants to the gradient: see test_by_hand."""
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.name not in SHIFTED], ids=spelled)
 def test_the_gradient_is_the_difference_quotient(loss: Loss) -> None:
     seqs = random_sequences(3)
 
@@ -155,6 +158,7 @@ def reward_by_name(loss: Loss, policy: torch.Tensor, log_ratio: torch.Tensor, le
         "orpo": policy / length,
         "cpo": policy,
         "sft": policy,
+        "alphapo": (1 - (-loss.hyper().get("alpha", 1) * policy / length).exp()) / loss.hyper().get("alpha", 1),
     }.get(loss.name, log_ratio)
     if loss.name == "dpo":
         alpha = loss.hyper()["alpha_coef"]

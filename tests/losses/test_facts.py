@@ -44,6 +44,10 @@ AT_THE_REFERENCE = {
     "apo_down": 1.0,
     "discopop": 0.5 * LOG_2 + 0.5,
     "kto": 0.5,
+    "dpo_positive": LOG_2,
+    "apo_zero_unpaired": 0.5,
+    "bco_unpaired": LOG_2,
+    "length_regularized_dpo": 0.5 * (math.log1p(math.exp(-0.06)) + math.log1p(math.exp(0.02))),  # lengths 9, 3 and 1, 3
 }
 
 
@@ -68,7 +72,18 @@ def test_dpo_is_log_2_at_the_reference_whatever_its_divergence(divergence: str, 
     assert out.reward.tolist() == [0.0, 0.0]
 
 
-DIFFERENCE_ONLY = ["aot", "discopop", "dpo", "dpo_norm", "exo", "hinge", "ipo", "robust_dpo", "simpo"]
+DIFFERENCE_ONLY = [
+    "aot",
+    "length_regularized_dpo",
+    "discopop",
+    "dpo",
+    "dpo_norm",
+    "exo",
+    "hinge",
+    "ipo",
+    "robust_dpo",
+    "simpo",
+]
 """A pair's loss is a function of one difference (of averages, for some: at equal lengths)."""
 
 

@@ -39,12 +39,20 @@ def test_the_slopes_of_a_curve_are_those_of_its_values(loss) -> None:
 def test_all_losses_of_a_single_pair_are_drawn_unless_some_are_named() -> None:
     assert [loss.name for loss in choose(["simpo", "dpo"])] == ["simpo", "dpo"]
     drawn = {loss.name for loss in choose([])}
-    assert available().keys() - drawn == {"aot", "aot_unpaired", "bco", "kto", "sft"}
+    assert available().keys() - drawn == {
+        "aot",
+        "aot_unpaired",
+        "apo_zero_unpaired",
+        "bco",
+        "bco_unpaired",
+        "kto",
+        "sft",
+    }
 
 
 @pytest.mark.parametrize("name", ["aot", "kto"])
 def test_what_is_no_function_of_one_pair_is_not_drawn(name: str) -> None:
-    with pytest.raises(RecipeError, match=rf"The loss {name} can't be drawn .* Choose of apo_down, "):
+    with pytest.raises(RecipeError, match=rf"The loss {name} can't be drawn .* Choose of alphapo, "):
         choose([name])
 
 

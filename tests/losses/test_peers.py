@@ -165,6 +165,34 @@ def test_bco_is_trls_once_the_shift_that_trl_leaves_out_is_put_into_the_referenc
     assert dpo_trainers("bco_pair", policy, reference, beta=beta) != expected
 
 
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+@pytest.mark.parametrize(
+    ("name", "sign"), [("kto", 1), ("kto", -1), ("apo_zero_unpaired", 1)]
+)  # sign: of the divergence's estimate, which both clamp at 0
+def test_unpaired_losses_are_trls(name: str, beta: float, sign: int) -> None:
+    policy, reference = log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    desirable = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0]).bool()
+    mismatched = torch.tensor([-9.0, -4.0, -5.0], dtype=torch.float64)
+    frozen = mismatched - sign * torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    weights = {"undesirable_weight": 1.5} if name == "kto" else {}
+    peer = trainer(
+        trl.KTOTrainer, Model(policy), loss_type=name, beta=beta, calculate_KL=name == "kto",
+        _compute_kl_logps=lambda model, batch: mismatched,
+        **{"desirable_weight": 1.0, "undesirable_weight": 1.0, **weights},
+    )  # fmt: skip
+    batch = inputs(label=desirable, ref_logps=reference, ref_KL_logps=frozen)
+    expected = peer._compute_loss(peer.model, batch, return_outputs=False)
+
+    mine = log_probs(0).requires_grad_()
+    count = len(LENGTHS)
+    seqs = SequenceLogprobs(
+        policy=torch.cat([mine.sum(1), mismatched]), reference=torch.cat([reference, frozen]),
+        length=torch.cat([LENGTHS, torch.ones(3, dtype=torch.int64)]), pair=torch.zeros(0, 2, dtype=torch.int64),
+        labelled=torch.arange(count), label=desirable, mismatched=torch.arange(count, count + 3),
+    )  # fmt: skip
+    check(expected, policy, mean(build(name, beta=beta, **weights), seqs), mine)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("beta", [0.05, 0.5])
 def test_unpaired_aot_is_trls_where_there_are_as_many_good_as_bad(beta: float, smoothing: float) -> None:
@@ -241,6 +269,16 @@ def test_simpo_is_trls_without_the_imitation_that_trl_adds_by_default(gamma: flo
     theirs = experimental(cpo.CPOTrainer, model, loss_type="simpo", beta=2.0, simpo_gamma=gamma, cpo_alpha=0.0)
     check(theirs, model.logits, mean(build("simpo", beta=2.0, gamma=gamma), pairs(mine.sums(), None)), mine.logits)
     assert cpo.CPOConfig.cpo_alpha == 1.0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 0.1), (1.5, 0.0)])
+def test_alphapo_is_trls(alpha: float, gamma: float) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    model, mine = Logits(), Logits()
+    settings = {"loss_type": "simpo", "beta": 2.5, "simpo_gamma": gamma, "cpo_alpha": 0.0, "alpha": alpha}
+    theirs = experimental(cpo.CPOTrainer, model, **settings)
+    loss = build("alphapo", beta=2.5, alpha=alpha, gamma=gamma)
+    check(theirs, model.logits, mean(loss, pairs(mine.sums(), None)), mine.logits)
 
 
 @pytest.mark.parametrize("prompt", [1, 3])

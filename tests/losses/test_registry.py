@@ -65,7 +65,7 @@ def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
 @pytest.mark.parametrize(
     ("spec", "hyper", "words"),
     [
-        ("dop", {}, r"There is no loss named 'dop': choose aot, .*, dpo, .*, sppo; did you mean 'dpo'\?"),
+        ("dop", {}, r"There is no loss named 'dop': choose alphapo, .*, dpo, .*, sppo; did you mean 'dpo'\?"),
         ("dpo", {"betta": 1}, r"The loss dpo has no hyper-parameter 'betta': .*; did you mean 'beta'\?"),
         ("dpo", {"beta": 0}, r"beta = 0 is not allowed for the loss dpo: it must be a number greater than 0\."),
         ("ipo", {"beta": -0.1}, r"beta = -0\.1 .* loss ipo: .* greater than 0"),
@@ -100,7 +100,7 @@ def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
         ("aot_unpaired", {"label_smoothing": -1}, r"label_smoothing = -1 .* at least 0"),
         ("simpo", {"gamma": -0.1}, r"gamma = -0\.1 .* at least 0"),
         ("cpo", {"nll_weight": -1}, r"nll_weight = -1 .* at least 0"),
-        ({"beta": 0.1}, {}, r"needs the key `name` \(aot, .*\); found only beta"),
+        ({"beta": 0.1}, {}, r"needs the key `name` \(alphapo, .*\); found only beta"),
         ({"name": "dpo", "beta": 0.1}, {"beta": 0.2}, r"got beta twice"),
         (3, {}, r"not 3"),
     ],
