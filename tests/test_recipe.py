@@ -210,7 +210,7 @@ REFUSED = {
     ),
     "an unknown loss": (
         ("name: dpo", "name: dop"),
-        "recipe.yaml:5: loss: There is no loss named 'dop': choose aot, ",
+        "recipe.yaml:5: loss: There is no loss named 'dop': choose alphapo, ",
         "did you mean 'dpo'?",
     ),
     "an unknown hyper-parameter": (
