@@ -196,8 +196,8 @@ class PreferenceData:
         prompt, width = self.prompt_ids, self.completion_ids.max(initial=0) + 1
         drawn = self.completion_ids[:, 0]
         same = np.bincount(prompt)[prompt]
+        both, counts = np.unique(prompt * width + drawn, return_counts=True)
         for own in self.completion_ids.T:
-            both, counts = np.unique(prompt * width + drawn, return_counts=True)
             mine = prompt * width + own
             at = np.searchsorted(both, mine).clip(max=both.size - 1)
             same = same + np.bincount(drawn, minlength=width)[own] - np.where(both[at] == mine, counts[at], 0)

@@ -94,6 +94,7 @@ class TorchTiles:
             work = self._work(policy, head, 2 * rows)
             both = work.score_rows(torch.cat([policy, reference]), padded.repeat(2), direction)
             scores, others = (TokenScores(*(part[half] for part in both)) for half in (slice(rows), slice(rows, None)))
+        # Clones: both are halves of the same tensors, and an operator's results may not share memory.
         scores = TokenScores(*(part[:n].clone() for part in scores))
         return BothScores(scores, None if direction is None else direction[:n], others.logprob[:n].clone())
 

@@ -46,18 +46,17 @@ def choose(names: Sequence[str]) -> list[Loss]:
     losses = [build(name) for name in names or drawable]
     for loss in losses:
         if loss.name not in drawable:
-            why = (
-                "takes no pairs"
-                if loss.form != "paired"
-                else "depends on the other pairs of its step"
-                if loss.statistics != "none"
-                else "is none of the package by itself"
-            )
             raise RecipeError(
-                f"The loss {loss.name} can't be drawn against a pair's margin: it {why}. "
+                f"The loss {loss.name} can't be drawn against a pair's margin: it {_why_not(loss)}. "
                 f"Choose of {', '.join(drawable)}."
             )
     return losses
+
+
+def _why_not(loss: Loss) -> str:
+    if loss.form != "paired":
+        return "takes no pairs"
+    return "depends on the other pairs of its step" if loss.statistics != "none" else "is none of the package by itself"
 
 
 def curve(loss: Loss, points: int = 481) -> Curve:

@@ -39,17 +39,12 @@ def build(spec: str | Mapping[str, Any], **hyper: Any) -> Loss:
     allowed range, an expression that can't be read (with a caret under the mistake), or a file without such a class.
     """
     text, settings = _split(spec)
-    if twice := sorted(settings.keys() & hyper.keys()):
-        raise RecipeError(f"The loss {text} got {twice[0]} twice: give it once.")
-    settings |= hyper
+    settings = _together(text, settings, hyper)
     if text.isidentifier() or own.names_a_file(text):
         return _one(text, settings)
     terms = expression.parse(text)
     if len(terms) == 1 and terms[0].factor == 1:
-        (term,) = terms
-        if twice := sorted(settings.keys() & term.settings.keys()):
-            raise RecipeError(f"The loss {text} got {twice[0]} twice: give it once.")
-        return _of_term(text, term, settings)
+        return _of_term(text, terms[0], settings)
     if settings:
         raise RecipeError(
             f"{next(iter(settings))} stands beside the mixture {text!r}: write it in the parentheses of a loss in it."
@@ -59,8 +54,9 @@ def build(spec: str | Mapping[str, Any], **hyper: Any) -> Loss:
 
 def _of_term(text: str, term: expression.Term, more: dict[str, Any]) -> Loss:
     """Return the loss of one term of `text`; an error shows where its name or setting stands."""
+    settings = _together(text, {key: setting.value for key, setting in term.settings.items()}, more)
     try:
-        return _one(term.name, {**{key: setting.value for key, setting in term.settings.items()}, **more})
+        return _one(term.name, settings)
     except RecipeError as error:
         named = [
             setting.at
@@ -68,6 +64,12 @@ def _of_term(text: str, term: expression.Term, more: dict[str, Any]) -> Loss:
             if re.search(rf"^{key} = |hyper-parameter '{key}'", str(error))
         ]
         raise expression.mistake(text, named[0] if named else term.at, str(error)) from error
+
+
+def _together(text: str, settings: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    if twice := sorted(settings.keys() & more.keys()):
+        raise RecipeError(f"The loss {text} got {twice[0]} twice: give it once.")
+    return {**settings, **more}
 
 
 def _one(name: str, settings: dict[str, Any]) -> Loss:
