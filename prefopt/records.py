@@ -1,25 +1,28 @@
 """The records that cross a boundary between rooms.
 
-Letters: N scored tokens, S completions, P pairs, U labelled examples, M mismatched completions, T tokens of a
-row, R rows, H hidden, V vocabulary.
+Letters: N scored tokens, S completions, P pairs, U labelled examples, Q lists, E entries of lists, M mismatched
+completions, T tokens of a row, R rows, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Scores = Literal["unused", "given", "ordered"]
+"""What a loss asks of scores: nothing; one for every completion; in a pair, chosen's above rejected's besides."""
 
 
 @dataclass(frozen=True)
 class Group:
     """One prompt, its distinct completions, and what is known of them. Everything is token ids.
 
-    An example is a pair or a labelled completion; a group may hold several of one step, and `pairs` or `labels`
-    may name the same completion more than once: it is computed once and counted as often as it is named.
+    An example is a pair, a labelled completion or a scored list; a group may hold several of one step, and they may
+    name the same completion more than once: it is computed once and counted as often as it is named.
     """
 
     prompt: tuple[int, ...]
@@ -30,6 +33,10 @@ class Group:
     """(index into `completions`, desirable?)."""
     mismatched: tuple[int, ...] = ()
     """Indices into `completions` that belong to another prompt and only measure a shift (KTO)."""
+    pair_scores: tuple[tuple[float, float], ...] = ()
+    """Scores of each pair's two completions, NaN where they are not known; () where no pair has any."""
+    lists: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """(index into `completions`, its score) of each completion of each list."""
 
     @property
     def tokens(self) -> int:
@@ -107,6 +114,14 @@ class Pack:
     """(U,) bool, desirable?"""
     mismatched: Tensor
     """(M,) int64, mismatched completions."""
+    pair_score: Tensor
+    """(P, 2) float32, the scores of each pair's completions; NaN where they are not known."""
+    listed: Tensor
+    """(E,) int64, the completion of each entry of a list."""
+    list_index: Tensor
+    """(E,) int64, ascending from 0 without gaps; which of the Q lists each entry belongs to."""
+    list_score: Tensor
+    """(E,) float32, the score of each entry."""
     layout: Layout | None = None
     """Set with shared prompts."""
     mask: Tensor | None = None
@@ -119,8 +134,13 @@ class Pack:
 
     @property
     def num_examples(self) -> int:
-        """Pairs and labelled completions."""
-        return int(self.pair.shape[0] + self.labelled.numel())
+        """Pairs, labelled completions and lists."""
+        return int(self.pair.shape[0] + self.labelled.numel()) + self.num_lists
+
+    @property
+    def num_lists(self) -> int:
+        """Q."""
+        return int(self.list_index[-1]) + 1 if self.list_index.numel() else 0
 
     def to(self, device: torch.device | str) -> Pack:
         """Return the pack with every tensor on `device`; the layout travels along."""
@@ -132,9 +152,28 @@ class Pack:
         return replace(self, **moved)
 
 
+def _no_index() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLogprobs:
+    """Log-probs token by token, of every completion one after the other."""
+
+    policy: Tensor
+    """(N,) float32, nats."""
+    reference: Tensor | None
+    """(N,) float32, nats; None for a loss that needs no reference."""
+    segment: Tensor
+    """(N,) int64, ascending; which of the S completions each token belongs to."""
+
+
 @dataclass(frozen=True, eq=False)
 class SequenceLogprobs:
-    """What a loss sees: sums of log-probs over completion tokens, and which completions form examples."""
+    """What a loss sees: sums of log-probs over completion tokens, and which completions form examples.
+
+    The last three are there for a loss whose `extras` ask for them.
+    """
 
     policy: Tensor
     """(S,) float32, nats."""
@@ -150,6 +189,20 @@ class SequenceLogprobs:
     """(U,) bool, desirable?"""
     mismatched: Tensor
     """(M,) int64."""
+    pair_score: Tensor | None = None
+    """(P, 2) float32, scores of (chosen, rejected); NaN where they are not known."""
+    listed: Tensor = field(default_factory=_no_index)
+    """(E,) int64, the completion of each entry of a list."""
+    list_index: Tensor = field(default_factory=_no_index)
+    """(E,) int64, ascending from 0 without gaps; which of the Q lists each entry belongs to."""
+    list_score: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(E,) float32, the score of each entry."""
+    token: TokenLogprobs | None = None
+    """The log-probs that `policy` and `reference` are sums of, differentiable."""
+    log_sum_p2: Tensor | None = None
+    """(S,) float32, nats: the sum over a completion's tokens of log sum_v pi(v|...)^2, without gradient."""
+    divergence: Tensor | None = None
+    """(S,) float32, nats: the sum over a completion's tokens of KL(pi_ref || pi), differentiable in the policy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +212,7 @@ class LossPart:
     name: str
     factor: float
     loss: Tensor
-    """(P,), (U,) or of what else it counts, float32, already multiplied by its weight."""
+    """(P,), (U,), (Q,) or of what else it counts, float32, already multiplied by its weight."""
     weight: Tensor
     """Same shape."""
 
@@ -172,10 +225,10 @@ class LossOutput:
     """
 
     loss: Tensor
-    """(P,) or (U,) float32, already multiplied by its weight."""
+    """(P,), (U,) or (Q,) float32, already multiplied by its weight."""
     weight: Tensor
-    """Same shape: what each example adds to the divisor; 1 for most losses. A function of lengths and labels alone: the
-    divisor of a step is known before its log-probs are."""
+    """Same shape: what each example adds to the divisor; 1 for most losses. A function of lengths, labels and scores
+    alone: the divisor of a step is known before its log-probs are."""
     reward: Tensor
     """(S,) float32, the implicit reward of every completion, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from prefopt.config import Section
 
-FormatName = Literal["auto", "pairs", "implicit_pairs", "labels"]
-FieldName = Literal["prompt", "chosen", "rejected", "completion", "label"]
+FormatName = Literal["auto", "pairs", "implicit_pairs", "labels", "lists"]
+FieldName = Literal[
+    "prompt", "chosen", "rejected", "completion", "label", "completions", "scores", "score_chosen", "score_rejected"
+]
 
 
 class DataOptions(Section):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,32 +15,36 @@ from numpy.typing import NDArray
 
 from prefopt.data.summary import DataSummary
 from prefopt.errors import DataError
+from prefopt.records import Scores
 
-Form = Literal["paired", "unpaired"]
+Form = Literal["paired", "unpaired", "listwise"]
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a loss counts: a pair, a labelled completion, or a prompt with completions to score. Token ids."""
+    """What a loss counts: a pair, a labelled completion, a scored list, or completions to score. Token ids."""
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
-    """(chosen, rejected), (completion,), or all completions of a row that is only scored."""
+    """(chosen, rejected), (completion,), all of a list with the best first, or all of a row that is to be scored."""
     label: bool | None = None
     """Desirable? None for anything but a labelled completion."""
     source: str = ""
     """Where the row came from, as `file.jsonl:12`."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other scalar columns, for slices of an evaluation."""
+    scores: tuple[float, ...] = ()
+    """One for each completion: of every list, descending, and of pairs that have them."""
 
 
 class PreferenceData:
     """Examples of one form, tokenized. Read-only; holds 4 bytes a token, and makes an `Example` when asked for it.
 
     Attributes:
-        form: "paired" (chosen and rejected) or "unpaired" (a completion and its label).
+        form: "paired" (chosen and rejected), "unpaired" (a completion and its label) or "listwise" (completions with
+            scores).
         summary: what was read, recognised, rejected and measured.
-        fingerprint: sha256 over token ids, labels and order; equal for equal training input.
+        fingerprint: sha256 over token ids, labels, scores and order; equal for equal training input.
     """
 
     def __init__(
@@ -52,11 +57,11 @@ class PreferenceData:
         """Copy `examples` into flat buffers.
 
         Raises:
-            DataError: an example that doesn't have the form's completions and label, or has an empty sequence.
+            DataError: an example that doesn't have the form's completions, label and scores, or has an empty sequence.
         """
         self.form: Form = form
-        self._width = 3 if form == "paired" else 2  # sequences an example: the prompt and its completions
         tokens, lengths, labels = array("i"), array("i"), array("b")
+        counts, scores = array("i"), array("d")  # completions an example, and a number for each of them
         self._sources: list[str] = []
         self._meta: list[Mapping[str, Any] | None] = []
         for example in examples:
@@ -64,25 +69,32 @@ class PreferenceData:
             for sequence in (example.prompt, *example.completions):
                 tokens.extend(sequence)
                 lengths.append(len(sequence))
+            counts.append(len(example.completions))
+            scores.extend(example.scores or [np.nan] * len(example.completions))
             labels.append(bool(example.label))
             self._sources.append(example.source)
             self._meta.append(example.meta or None)
         self._tokens: NDArray[np.int32] = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32)
-        self._lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64).reshape(-1, self._width)
-        self._stops: NDArray[np.int64] = np.cumsum(self._lengths.reshape(-1))
+        self._lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
+        self._stops: NDArray[np.int64] = np.cumsum(self._lengths)
+        self._counts: NDArray[np.int64] = np.array(counts, dtype=np.int64)
+        self._prompts: NDArray[np.int64] = np.cumsum(self._counts + 1) - (self._counts + 1)  # each one's sequence
+        self._scores: NDArray[np.float64] = np.array(scores, dtype=np.float64)
         self._labels: NDArray[np.bool_] = np.array(labels, dtype=np.bool_)
         self.summary = summary or DataSummary(rows_read=len(self), rows_used=len(self), form=form)
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._counts)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        first = index * self._width
-        prompt, *completions = (self._sequence(first + i) for i in range(self._width))
+        first, count = int(self._prompts[index]), int(self._counts[index])
+        prompt, *completions = (self._sequence(first + i) for i in range(1 + count))
         label = bool(self._labels[index]) if self.form == "unpaired" else None
-        return Example(prompt, tuple(completions), label, self._sources[index], self._meta[index] or {})
+        scores = tuple(self._scores[first - index : first - index + count].tolist())
+        known = () if np.isnan(scores[0]) else scores
+        return Example(prompt, tuple(completions), label, self._sources[index], self._meta[index] or {}, known)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -95,81 +107,165 @@ class PreferenceData:
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
         """Tokens of each example's prompt: (examples,) int64."""
-        return self._lengths[:, 0]
+        return self._lengths[self._prompts]
 
     @property
     def completion_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each completion: (examples, 2) int64 for pairs, (examples, 1) for labelled completions."""
-        return self._lengths[:, 1:]
+        """Tokens of each completion: (examples, 2) int64 for pairs, (examples, 1) for labelled completions.
+
+        For lists (examples, longest list), 0 where a list has no more completions.
+        """
+        return np.where(self._places < 0, 0, self._lengths[self._places])
 
     @property
     def labels(self) -> NDArray[np.bool_]:
-        """Desirable? (examples,) bool; all False for pairs."""
+        """Desirable? (examples,) bool; all False for pairs and lists."""
         return self._labels
+
+    @property
+    def completion_counts(self) -> NDArray[np.int64]:
+        """Completions of each example: (examples,) int64."""
+        return self._counts
+
+    @cached_property
+    def scored(self) -> NDArray[np.bool_]:
+        """Has each example scores? (examples,) bool."""
+        return ~np.isnan(self._scores[self._prompts - np.arange(len(self))])
 
     @cached_property
     def prompt_ids(self) -> NDArray[np.int64]:
         """Which distinct prompt each example has, numbered in order of appearance: (examples,) int64."""
-        return self._identify([0])[:, 0]
+        return self._identify(self._prompts[:, None])[:, 0]
 
     @cached_property
     def completion_ids(self) -> NDArray[np.int64]:
-        """Which distinct completion each example has, numbered over the data: (examples, 2 or 1) int64."""
-        return self._identify(list(range(1, self._width)))
+        """Which distinct completion each example has, numbered over the data; as `completion_lengths`, -1 for none."""
+        return self._identify(self._places)
 
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"prefopt-data-1:{self.form}:".encode())
         digest.update(self._lengths.astype("<i8").tobytes())
         digest.update(self._tokens.astype("<i4").tobytes())
+        if self.form == "listwise":
+            digest.update(self._counts.astype("<i8").tobytes())
+        if self.scored.any():
+            digest.update(self._scores.astype("<f8").tobytes())
         if self.form == "unpaired":
             digest.update(self._labels.tobytes())
         return digest.hexdigest()
 
-    def for_loss(self, form: str, *, needs_mismatched: bool = False) -> PreferenceData:
+    def for_loss(self, form: str, *, needs_mismatched: bool = False, scores: Scores = "unused") -> PreferenceData:
         """Return the data in the form a loss asks for.
 
-        A pair becomes two labelled examples (chosen desirable, rejected not), or one completion to imitate (chosen).
-        Of labels the desirable ones are imitated. Labels can't become pairs.
+        A list becomes a pair of its best and its worst completion, and a pair a list of two. A pair becomes two
+        labelled examples (chosen desirable, rejected not), or one completion to imitate (chosen). Of labels the
+        desirable ones are imitated. Labels can't become pairs or lists.
+
+        A pair without scores, or where `scores` is "unused", is a list with the scores 1 and 0. A list whose scores
+        are all equal makes no pair; how many are left out stands in `summary.notes`.
 
         Raises:
-            DataError: labels where pairs are needed; no desirable completion to imitate; an unknown form; or
-                `needs_mismatched` and an example for which no other prompt has another completion.
+            DataError: labels where completions are compared; no desirable completion to imitate; lists that prefer
+                nothing; an unknown form; scores that the loss needs and the data lacks; or `needs_mismatched` and an
+                example for which no other prompt has another completion.
         """
-        if form not in ("paired", "unpaired", "demonstration"):
+        if form not in _FORMS:
+            raise DataError(f"'{form}' is no form of preference data; a loss asks for one of {', '.join(_FORMS)}.")
+        if form in ("paired", "listwise") and self.form == "unpaired":
             raise DataError(
-                f"'{form}' is no form of preference data; a loss asks for 'paired', 'unpaired' or 'demonstration'."
+                "This loss compares completions of a prompt, but the data has single completions with a label, which "
+                "don't say what each is better than. Use a loss for labels (`prefopt losses` lists them), or data with "
+                "chosen and rejected columns."
             )
-        if form == "paired" and self.form == "unpaired":
-            raise DataError(
-                "This loss compares a chosen with a rejected completion, but the data has single completions with a "
-                "label, which don't say what each is better than. Use a loss for labels (`prefopt losses` lists them), "
-                "or data with chosen and rejected columns."
-            )
+        if scores != "unused":
+            self._check_scores(scores)
         data = self
         if form == "demonstration":
             data = self._as_demonstrations()
-        elif form != self.form:
-            data = self._as_labels()
+        elif form == "listwise":
+            data = self._as_lists(scores)
+        elif self.form == "listwise":
+            data = self._as_pairs()
+        if form == "unpaired" and data.form == "paired":
+            data = data._as_labels()
         if needs_mismatched:
             data._check_mismatched()
         return data
 
     def _sequence(self, at: int) -> tuple[int, ...]:
         stop = int(self._stops[at])
-        start = stop - int(self._lengths.reshape(-1)[at])
+        start = stop - int(self._lengths[at])
         return tuple(self._tokens[start:stop].tolist())
 
-    def _identify(self, columns: list[int]) -> NDArray[np.int64]:
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Which sequence each completion is: (examples, the most completions of one) int64, -1 where there is none."""
+        widest = int(self._counts.max(initial=2 if self.form == "paired" else 1))
+        column = np.arange(widest)
+        return np.where(column < self._counts[:, None], self._prompts[:, None] + 1 + column, -1)
+
+    def _identify(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         known: dict[bytes, int] = {}
-        ids = np.zeros((len(self), len(columns)), dtype=np.int64)
-        starts = self._stops.reshape(-1, self._width) - self._lengths
-        for index in range(len(self)):
-            for place, column in enumerate(columns):
-                start = starts[index, column]
-                key = self._tokens[start : start + self._lengths[index, column]].tobytes()
-                ids[index, place] = known.setdefault(key, len(known))
+        ids = np.full(places.shape, -1, dtype=np.int64)
+        for at, place in np.ndenumerate(places):
+            if place >= 0:
+                stop = self._stops[place]
+                key = self._tokens[stop - self._lengths[place] : stop].tobytes()
+                ids[at] = known.setdefault(key, len(known))
         return ids
+
+    def _as_pairs(self) -> PreferenceData:
+        """Return the best and the worst completion of each list that prefers one to another."""
+        decided = [example for example in self if example.scores[0] > example.scores[-1]]
+        if not decided:
+            raise DataError(
+                "This loss compares a chosen with a rejected completion, but the scores of every list of the data are "
+                "all equal. Give lists that prefer one completion to another."
+            )
+        pairs = (
+            replace(e, completions=(e.completions[0], e.completions[-1]), scores=(e.scores[0], e.scores[-1]))
+            for e in decided
+        )
+        return PreferenceData("paired", pairs, summary=self._noted(len(self) - len(decided)))
+
+    def _noted(self, equal: int) -> DataSummary:
+        if not equal:
+            return self.summary
+        note = f"{equal} of {len(self)} lists make no pair: all of their scores are equal"
+        return replace(self.summary, notes=(*self.summary.notes, note))
+
+    def _as_lists(self, scores: Scores) -> PreferenceData:
+        if self.form == "listwise":
+            return self
+        own = scores != "unused"
+        return PreferenceData("listwise", (_as_list(pair, own=own) for pair in self), summary=self.summary)
+
+    def _check_scores(self, scores: Scores) -> None:
+        """Every example needs scores; "ordered": and a chosen one above the rejected one's."""
+        if self.form == "unpaired":
+            raise DataError(
+                "This loss goes by scores, but the data has single completions with a label. Use a loss for labels "
+                "(`prefopt losses` lists them), or data with scores: pairs with score_chosen and score_rejected, or "
+                "lists of completions and scores."
+            )
+        if lacking := np.flatnonzero(~self.scored).tolist():
+            raise DataError(
+                f"This loss goes by scores, and {len(lacking)} of {len(self)} pairs have none (the first is "
+                f"{self._where(lacking[0])}): name their columns with data.columns.score_chosen and "
+                "data.columns.score_rejected, or use a loss that needs none (`prefopt losses` lists them)."
+            )
+        first = self._prompts - np.arange(len(self))
+        wrong = np.flatnonzero(self._scores[first] <= self._scores[first + 1]).tolist()
+        if scores == "ordered" and self.form == "paired" and wrong:
+            raise DataError(
+                f"This loss needs chosen to be scored above rejected, and in {len(wrong)} of {len(self)} pairs it "
+                f"isn't (the first is {self._where(wrong[0])}): leave these rows out, or choose a loss that takes any "
+                "scores (`prefopt losses` lists them)."
+            )
+
+    def _where(self, index: int) -> str:
+        return self._sources[index] or f"number {index}"
 
     def _as_labels(self) -> PreferenceData:
         examples = (
@@ -180,7 +276,7 @@ class PreferenceData:
         return PreferenceData("unpaired", examples, summary=self.summary)
 
     def _as_demonstrations(self) -> PreferenceData:
-        """Return the completions to imitate, as labelled ones that are all desirable."""
+        """Return the completions to imitate, as labelled ones that are all desirable: the best of a list."""
         if self.form == "unpaired" and self.labels.all():
             return self
         wanted = [example for example in self if example.label is not False]
@@ -197,10 +293,13 @@ class PreferenceData:
         drawn = self.completion_ids[:, 0]
         same = np.bincount(prompt)[prompt]
         both, counts = np.unique(prompt * width + drawn, return_counts=True)
-        for own in self.completion_ids.T:
+        for column, own in enumerate(self.completion_ids.T):
             mine = prompt * width + own
             at = np.searchsorted(both, mine).clip(max=both.size - 1)
-            same = same + np.bincount(drawn, minlength=width)[own] - np.where(both[at] == mine, counts[at], 0)
+            more = np.bincount(drawn, minlength=width)[own] - np.where(both[at] == mine, counts[at], 0)
+            # A list may be shorter than others, or hold a completion twice.
+            again = (self.completion_ids[:, :column] == own[:, None]).any(axis=1)
+            same = same + np.where((own < 0) | again, 0, more)
         if len(self) and np.unique(prompt).size < 2:
             raise DataError(
                 "The data has only one distinct prompt, but this loss measures its shift on completions of other "
@@ -208,12 +307,15 @@ class PreferenceData:
             )
         lacking = np.flatnonzero(same == len(self))
         if lacking.size:
-            first = self._sources[lacking[0]] or f"number {int(lacking[0])}"
             raise DataError(
                 "This loss pairs each prompt with a completion of another prompt, but every other prompt has the very "
-                f"same completion for {lacking.size} of {len(self)} examples (the first is {first}). Add rows with "
-                "other completions, or use a loss that needs none (`prefopt losses` lists them)."
+                f"same completion for {lacking.size} of {len(self)} examples (the first is "
+                f"{self._where(int(lacking[0]))}). Add rows with other completions, or use a loss that needs none "
+                "(`prefopt losses` lists them)."
             )
+
+
+_FORMS = ("paired", "unpaired", "listwise", "demonstration")
 
 
 class _Examples(Sequence[Example]):
@@ -235,11 +337,28 @@ class _Examples(Sequence[Example]):
         return self._data[index + len(self) if index < 0 else index]
 
 
+def _as_list(pair: Example, *, own: bool) -> Example:
+    """Return a pair as a list, with its own scores (which may prefer the rejected one) or as ranks."""
+    if not own:
+        return replace(pair, scores=(1.0, 0.0))
+    order = (0, 1) if pair.scores[0] >= pair.scores[1] else (1, 0)
+    return replace(
+        pair, completions=tuple(pair.completions[i] for i in order), scores=tuple(pair.scores[i] for i in order)
+    )
+
+
 def _check(form: Form, example: Example) -> None:
     where = example.source or "an example"
-    expected = 2 if form == "paired" else 1
-    if len(example.completions) != expected:
-        raise DataError(f"{where} has {len(example.completions)} completions; {form} data needs {expected} an example.")
+    found, scores = len(example.completions), example.scores
+    expected = {"paired": "2", "unpaired": "1"}.get(form)
+    if (found < 2) if expected is None else (str(found) != expected):
+        raise DataError(f"{where} has {found} completions; {form} data needs {expected or 'at least 2'} an example.")
+    if (form == "listwise" or scores) and (len(scores) != found or not np.isfinite(scores).all()):
+        raise DataError(
+            f"{where} has the scores {list(scores)}; each of its {found} completions needs a finite number."
+        )
+    if form == "listwise" and any(a < b for a, b in pairwise(scores)):
+        raise DataError(f"{where} has the scores {list(scores)}; put its completions in their order, the best first.")
     if form == "unpaired" and example.label is None:
         raise DataError(f"{where} has no label; unpaired data needs True (desirable) or False for every example.")
     if not example.prompt or not all(example.completions):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefopt.data.config import DataOptions
@@ -13,21 +14,27 @@ SAMPLE = 200
 """Rows that are looked at."""
 TRANSCRIPT_ANSWER = "\n\nAssistant:"
 
+FormName = Literal["paired", "unpaired", "listwise", "scored"]
+
 FIELDS: dict[str, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
     "implicit_pairs": ("chosen", "rejected"),
     "labels": ("prompt", "completion", "label"),
     "completion": ("prompt", "completion"),
+    "lists": ("prompt", "completions", "scores"),
     "completions": ("prompt", "completions"),
 }
-FORMS: dict[str, Literal["paired", "unpaired", "scored"]] = {
+FORMS: dict[str, FormName] = {
     "pairs": "paired",
     "implicit_pairs": "paired",
     "labels": "unpaired",
+    "lists": "listwise",
     "completion": "scored",
     "completions": "scored",
 }
-TRAINABLE = ("pairs", "implicit_pairs", "labels")
+PAIR_SCORES = ("score_chosen", "score_rejected")
+"""Fields that a pair may have beside the others."""
+TRAINABLE = ("pairs", "implicit_pairs", "labels", "lists")
 SCORABLE = tuple(FIELDS)
 
 
@@ -36,10 +43,12 @@ class Format:
     """What the rows of a source are."""
 
     name: str
-    form: Literal["paired", "unpaired", "scored"]
-    """What one row makes: a pair, a labelled completion, or completions that are only scored."""
+    form: FormName
+    """What one row makes: a pair, a labelled completion, a scored list, or completions that are only to be scored."""
     columns: Mapping[str, str]
     """Field -> the column that holds it."""
+    score_columns: tuple[str, ...] = ()
+    """Of pairs: the columns that hold the scores of chosen and rejected; () where there are none."""
     repeats_prompt: bool = False
     """Plain strings: the completions begin with the prompt."""
     transcript: bool = False
@@ -57,7 +66,7 @@ def recognise(
     """
     found = sorted({name for row in rows for name in row})
     renamed: dict[str, str] = {str(name): column for name, column in options.columns.items()}
-    columns = {name: renamed.get(name, name) for fields in FIELDS.values() for name in fields}
+    columns = {name: renamed.get(name, name) for fields in (*FIELDS.values(), PAIR_SCORES) for name in fields}
     for name, column in renamed.items():
         if column not in found:
             raise DataError(
@@ -69,7 +78,25 @@ def recognise(
     }
     name = _choose(options.format, present, found, columns, source, allowed)
     held = {field_: columns[field_] for field_ in FIELDS[name]}
-    return _by_values(name, held, rows, "data.format says so" if options.format != "auto" else "")
+    format_ = _by_values(name, held, rows, "data.format says so" if options.format != "auto" else "")
+    return _with_scores(format_, rows, tuple(columns[name] for name in PAIR_SCORES), renamed.keys() & {*PAIR_SCORES})
+
+
+def _with_scores(
+    format_: Format, rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...], named: Collection[str]
+) -> Format:
+    """Add the columns of a pair's scores where most rows have numbers in both, or where the options name them."""
+    numbers = _share(rows, lambda r: all(is_number(r.get(c)) for c in columns)) >= 0.5
+    if format_.form != "paired" or not (numbers or named):
+        return format_
+    return replace(
+        format_, score_columns=columns, why=f"{format_.why}; their scores are in the columns {_list(columns)}"
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _choose(
@@ -105,10 +132,12 @@ def _choose(
 
 def _by_values(name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], reason: str) -> Format:
     """Look at what the columns hold: strings or messages, with the prompt repeated or not."""
-    answers = [columns[f] for f in ("chosen", "rejected", "completion", "completions") if f in columns]
+    answers = [columns[f] for f in ("chosen", "rejected", "completion") if f in columns]
     prompt = columns.get("prompt")
     strings = [row for row in rows if all(isinstance(row.get(c), str) for c in answers)]
     plain = len(strings) * 2 > len(rows)
+    if name in ("lists", "completions"):
+        return Format(name, FORMS[name], dict(columns), why=reason or f"it has the columns {_list(columns.values())}")
     repeats = transcript = False
     words = [reason or f"it has the columns {_list(columns.values())}"]
     if plain and prompt is not None:
@@ -125,7 +154,8 @@ def _by_values(name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str
     else:
         listed = _share(rows, lambda r: all(isinstance(r.get(c), list | tuple) for c in answers))
         words.append("the completions are messages" if listed > 0.5 else "they hold strings and messages")
-    return Format(name, FORMS[name], dict(columns), repeats, transcript, why="; ".join(words))
+    why = "; ".join(words)
+    return Format(name, FORMS[name], dict(columns), repeats_prompt=repeats, transcript=transcript, why=why)
 
 
 def _share(rows: Sequence[Mapping[str, Any]], test: Callable[..., bool]) -> float:

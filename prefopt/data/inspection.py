@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import PreferenceData
+from prefopt.data.dataset import Example, PreferenceData
 from prefopt.data.load import Loading, load_into, measure, parse_options
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document
@@ -26,7 +26,7 @@ class ShownRow:
     source: str
     prompt: str
     completions: tuple[tuple[str, str], ...]
-    """(chosen | rejected | desirable | undesirable, text)."""
+    """(chosen | rejected | desirable | undesirable | score N, text)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def show(data: PreferenceData, index: int, tokenizer: PreTrainedTokenizerBase) -
         str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for ids in (example.prompt, *example.completions)
     )
-    return ShownRow(example.source, prompt, tuple(zip(_names(data.form, example.label), completions, strict=True)))
+    return ShownRow(example.source, prompt, tuple(zip(_names(data.form, example), completions, strict=True)))
 
 
 def inspect_lines(inspection: Inspection) -> list[str]:
@@ -86,6 +86,10 @@ def inspect_lines(inspection: Inspection) -> list[str]:
     lines.append(f"{summary.distinct_prompts} distinct prompts, {summary.duplicates} repeated examples")
     if summary.chosen_longer is not None:
         lines.append(f"chosen is the longer one in {summary.chosen_longer:.1%} (no length bias: 50 %)")
+    if summary.completions_per_list is not None:
+        lines.append(f"{summary.completions_per_list:.3g} completions a list")
+    elif summary.scored:
+        lines.append(f"{summary.scored} pairs have scores")
     if summary.desirable is not None:
         lines.append(f"{summary.desirable:.1%} of the completions are desirable")
     if summary.boundary_fallbacks:
@@ -100,8 +104,15 @@ def inspect_lines(inspection: Inspection) -> list[str]:
     return lines
 
 
-def _names(form: str, label: bool | None) -> tuple[str, ...]:
-    return ("chosen", "rejected") if form == "paired" else ("desirable" if label else "undesirable",)
+def _names(form: str, row: Example | Document | Dialogue) -> tuple[str, ...]:
+    """Say what each completion of a row is; a pair's scores stand beside."""
+    scores = [f"score {score:g}" for score in row.scores]
+    if form == "listwise":
+        return tuple(scores)
+    if form == "unpaired":
+        return ("desirable" if row.label else "undesirable",)
+    sides = ("chosen", "rejected")
+    return tuple(f"{side}, {score}" for side, score in zip(sides, scores, strict=True)) if scores else sides
 
 
 def _inspect_text(source: Source, rows: int, options: DataOptions, rejected: RejectedRows) -> Inspection:
@@ -110,22 +121,24 @@ def _inspect_text(source: Source, rows: int, options: DataOptions, rejected: Rej
     widths: list[list[int]] = []
     seen: set[tuple[str, ...]] = set()
     prompts: set[str] = set()
-    desirable = 0
+    desirable = scored = 0
     for raw, format_, row in loading.rows():
         loading.used += 1
         prompt, completions = _texts(row)
         widths.append([len(prompt), *map(len, completions)])
-        seen.add((prompt, *completions, str(row.label)))
+        seen.add((prompt, *completions, str(row.label), *(map(str, row.scores) if format_.form == "listwise" else ())))
         prompts.add(prompt)
+        scored += bool(row.scores)
         desirable += bool(row.label)
         if len(shown) < rows:
-            names = _names(format_.form, row.label)
+            names = _names(format_.form, row)
             shown.append(ShownRow(raw.where, prompt, tuple(zip(names, completions, strict=True))))
     loading.check_rejected()
-    lengths = np.array(widths, dtype=np.int64)
+    longest = max(map(len, widths))
+    lengths = np.array([width + [0] * (longest - len(width)) for width in widths], dtype=np.int64)
     form = loading.form()
     summary = replace(
-        measure(form, lengths[:, 0], lengths[:, 1:], "characters"),
+        measure(form, lengths[:, 0], lengths[:, 1:], "characters", scored=scored),
         **loading.counts(),
         distinct_prompts=len(prompts),
         duplicates=len(widths) - len(seen),

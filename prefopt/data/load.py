@@ -18,7 +18,7 @@ from prefopt.data.dataset import Example, Form, PreferenceData
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
-from prefopt.data.rows import Dialogue, Document, RowError, normalise, scalars
+from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
 from prefopt.data.sources import NamedRows, Source, open_sources
 from prefopt.data.summary import DataSummary, Lengths, Recognised
 from prefopt.data.tokenize import Encoded, Encoder, TooLongError
@@ -68,7 +68,7 @@ def load_into(
         data = PreferenceData(form, chain(first, examples))
     loading.check_rejected()
     data.summary = replace(
-        measure(form, data.prompt_lengths, data.completion_lengths),
+        measure(form, data.prompt_lengths, data.completion_lengths, scored=int(data.scored.sum())),
         **loading.counts(),
         boundary_fallbacks=loading.fallbacks,
         altered_prompts=loading.altered,
@@ -114,7 +114,7 @@ def tokenize_rows(
     for index, encoded in enumerate(encoder.encode(read, max_length=max_length)):
         if isinstance(encoded, RowError):
             raise DataError(f"Row {index} can't be scored: {encoded}.")
-        examples.append(_example(encoded, read[index].label, f"rows:{index + 1}", {}))
+        examples.append(_example(encoded, read[index], f"rows:{index + 1}", {}))
     return examples
 
 
@@ -151,7 +151,7 @@ class Loading:
         self._needed: list[int] = []  # lengths of the rows that were too long
 
     def rows(self) -> Iterator[UsableRow]:
-        """Yield rows that are pairs or labelled completions; the others go to the rejected ones."""
+        """Yield rows that are pairs, labelled completions or scored lists; the others go to the rejected ones."""
         for named in self._sources:
             with closing(named.rows):
                 yield from self._of_source(named)
@@ -227,7 +227,8 @@ class Loading:
 
     def _agree(self, source: str, format_: Format) -> None:
         self.recognised.append(Recognised(source, format_.name, format_.why))
-        form: Form = "paired" if format_.form == "paired" else "unpaired"
+        assert format_.form != "scored"  # what is only to be scored is not recognised here
+        form: Form = format_.form
         if self._form is not None and self._form != form:
             raise DataError(
                 f"{source} holds {form} preferences and {self.recognised[0].source} {self._form} ones; name sources of "
@@ -241,30 +242,52 @@ def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
         read = [row for _, _, row in batch]
         encoded = encoder.encode(read, max_length=loading.options.max_length)
         for (raw, format_, row), ids in zip(batch, encoded, strict=True):
-            if isinstance(ids, Encoded) and format_.form == "paired" and ids.completions[0] == ids.completions[1]:
-                loading.reject(raw, RowError("chosen = rejected", "token by token"))
-            elif isinstance(ids, RowError):
-                loading.reject(raw, ids)
+            try:
+                if isinstance(ids, RowError):
+                    raise ids
+                _check_tokens(ids, row, format_)
+            except RowError as error:
+                loading.reject(raw, error)
             else:
                 loading.used += 1
                 loading.fallbacks += ids.fallback
                 loading.altered += ids.altered
-                yield _example(ids, row.label, raw.where, scalars(raw.row or {}, format_))
+                yield _example(ids, row, raw.where, scalars(raw.row or {}, format_))
 
 
-def _example(ids: Encoded, label: bool | None, source: str, meta: Mapping[str, Any]) -> Example:
-    return Example(tuple(ids.prompt), tuple(map(tuple, ids.completions)), label, source, meta)
+def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
+    """Refuse what differed as text and is the same in tokens."""
+    if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
+        raise RowError("chosen = rejected", "token by token")
+    if format_.form == "listwise":
+        check_list(ids.completions, row.scores)
 
 
-def measure(form: Form, prompt: NDArray[np.int64], completions: NDArray[np.int64], unit: str = "tokens") -> DataSummary:
-    """Summarise lengths: prompt (examples,) and completions (examples, 2 or 1) int64, in `unit`."""
-    names = ("chosen", "rejected") if form == "paired" else ("completion",)
+def _example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
+    return Example(tuple(ids.prompt), tuple(map(tuple, ids.completions)), row.label, source, meta, row.scores)
+
+
+def measure(
+    form: Form,
+    prompt: NDArray[np.int64],
+    completions: NDArray[np.int64],
+    unit: str = "tokens",
+    *,
+    scored: int = 0,
+) -> DataSummary:
+    """Summarise lengths in `unit`: prompt (examples,), completions (examples, the most of one) int64, 0 for none."""
     lengths = {"prompt": _lengths(prompt)}
-    lengths.update({name: _lengths(completions[:, i]) for i, name in enumerate(names)})
-    longer = None
+    longer = per_list = None
     if form == "paired":
+        lengths.update({name: _lengths(completions[:, i]) for i, name in enumerate(("chosen", "rejected"))})
         longer = float((np.sign(completions[:, 0] - completions[:, 1]) / 2 + 0.5).mean())
-    return DataSummary(form=form, unit=unit, lengths=lengths, chosen_longer=longer)
+    else:
+        lengths["completion"] = _lengths(completions[completions > 0])
+    if form == "listwise":
+        per_list = float((completions > 0).sum(axis=1).mean())
+    return DataSummary(
+        form=form, unit=unit, lengths=lengths, chosen_longer=longer, scored=scored, completions_per_list=per_list
+    )
 
 
 def _lengths(values: NDArray[np.int64]) -> Lengths:
@@ -274,6 +297,8 @@ def _lengths(values: NDArray[np.int64]) -> Lengths:
 
 def _duplicates(data: PreferenceData) -> int:
     seen = np.column_stack([data.prompt_ids, data.completion_ids, data.labels])
+    if data.form == "listwise":  # the same completions with other scores say something else
+        return len(data) - len({(*row, *example.scores) for row, example in zip(seen.tolist(), data, strict=True)})
     return len(data) - len(np.unique(seen, axis=0))
 
 

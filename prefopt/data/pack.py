@@ -8,8 +8,9 @@ row behind a copy of its prompt, right-padded, and the pack costs rows x longest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -33,7 +34,7 @@ class Part:
     completions: tuple[int, ...]
     """Which completions of that group, in the order in which the pack holds them."""
     group: Group
-    """What the pack holds; its `pairs`, `labels` and `mismatched` index its own completions."""
+    """What the pack holds; its examples and `mismatched` index its own completions."""
 
 
 def build_packs(groups: Sequence[Group], *, token_budget: int, shared: bool, one_row: bool = False) -> list[Pack]:
@@ -47,8 +48,8 @@ def build_packs(groups: Sequence[Group], *, token_budget: int, shared: bool, one
         groups: what one step (or one call to score) holds.
         token_budget: tokens a pack may compute, padding included.
         shared: one row with shared prompts, or one padded row a completion.
-        one_row: without shared prompts, one example a pack: a labelled completion is one row (R = 1) and a pair
-            its two rows, for models whose numbers padding or neighbours would change.
+        one_row: without shared prompts, one example a pack: a labelled completion is one row (R = 1), a pair its two
+            rows and a list as many as it is long, for models whose numbers padding or neighbours would change.
 
     Raises:
         DataError: a group without prompt or completion tokens, or a budget below 1.
@@ -110,6 +111,10 @@ def only(pack: Pack, completions: Tensor) -> Pack:
         "labelled": nothing,
         "label": nothing.bool(),
         "mismatched": nothing,
+        "pair_score": pack.pair_score[:0],
+        "listed": nothing,
+        "list_index": nothing,
+        "list_score": pack.list_score[:0],
     }
     score_at = pack.score_at[scored]
     if pack.layout is None:
@@ -152,9 +157,12 @@ def _check(index: int, group: Group) -> None:
         raise DataError(f"Group {index} has an empty prompt: the first completion token would have nothing before it.")
     if not group.completions or not all(group.completions):
         raise DataError(f"Group {index} has no completion or an empty one; every completion needs at least one token.")
-    named = chain(chain.from_iterable(group.pairs), (c for c, _ in group.labels), group.mismatched)
+    listed = (c for entries in group.lists for c, _ in entries)
+    named = chain(chain.from_iterable(group.pairs), (c for c, _ in group.labels), group.mismatched, listed)
     if any(not 0 <= c < len(group.completions) for c in named):
         raise DataError(f"Group {index} names a completion that it doesn't hold (it has {len(group.completions)}).")
+    if group.pair_scores and len(group.pair_scores) != len(group.pairs):
+        raise DataError(f"Group {index} has scores for {len(group.pair_scores)} of its {len(group.pairs)} pairs.")
 
 
 def _shared_cost(group: Group) -> int:
@@ -170,12 +178,12 @@ def _longest_row(group: Group) -> int:
 
 
 def _split(index: int, group: Group, cost: Callable[[Group], int], limit: int) -> list[Part]:
-    """Cut one group over its examples: a pair's completions stay together, mismatched ones go anywhere."""
+    """Cut one group over its examples: what a pair or list compares stays together, mismatched ones go anywhere."""
     wholes: dict[tuple[int, ...], None] = {}  # sets of completions that must share a pack, in order
-    for pair in group.pairs:
-        wholes.setdefault(tuple(sorted(set(pair))))
-    in_pairs = set(chain.from_iterable(group.pairs))
-    wholes.update({(c,): None for c in range(len(group.completions)) if c not in in_pairs})
+    for compared in (*group.pairs, *([c for c, _ in entries] for entries in group.lists)):
+        wholes.setdefault(tuple(sorted(set(compared))))
+    together = set(chain.from_iterable(wholes))
+    wholes.update({(c,): None for c in range(len(group.completions)) if c not in together})
     parts: list[Part] = []
     held: tuple[int, ...] = ()
     for whole in wholes:
@@ -189,34 +197,52 @@ def _split(index: int, group: Group, cost: Callable[[Group], int], limit: int) -
 
 
 def _part(index: int, group: Group, held: tuple[int, ...]) -> Part:
+    """Return a part with the completions `held` and every example whose completions are all among them."""
     at = {c: i for i, c in enumerate(held)}
-    return Part(
-        index,
-        held,
-        Group(
-            group.prompt,
-            tuple(group.completions[c] for c in held),
-            tuple((at[a], at[b]) for a, b in group.pairs if a in at and b in at),
-            tuple((at[c], desirable) for c, desirable in group.labels if c in at),
-            tuple(at[c] for c in group.mismatched if c in at),
+    whole = [i for i, pair in enumerate(group.pairs) if at.keys() >= set(pair)]
+    own = Group(
+        group.prompt,
+        tuple(group.completions[c] for c in held),
+        pairs=tuple((at[a], at[b]) for a, b in (group.pairs[i] for i in whole)),
+        labels=tuple((at[c], desirable) for c, desirable in group.labels if c in at),
+        mismatched=tuple(at[c] for c in group.mismatched if c in at),
+        pair_scores=tuple(group.pair_scores[i] for i in whole) if group.pair_scores else (),
+        lists=tuple(
+            tuple((at[c], score) for c, score in entries)
+            for entries in group.lists
+            if at.keys() >= {c for c, _ in entries}
         ),
     )
+    return Part(index, held, own)
 
 
 def _without_repeats(parts: list[Part], group: Group) -> list[Part]:
-    """Let each example count in one part only, where a completion of several pairs had to be computed twice."""
-    seen: set[tuple[str, int, int]] = set()
+    """Let each example count in one part only, where a completion of several examples had to be computed twice."""
+    seen: set[tuple[str, tuple[int, ...]]] = set()
+
+    def new(kind: str, names: Sequence[int], completions: Sequence[Sequence[int]]) -> list[int]:
+        """Return which of the examples, given by their completions, stand in no part before."""
+        keys = [(kind, tuple(names[c] for c in compared)) for compared in completions]
+        fresh = [i for i, key in enumerate(keys) if key not in seen]
+        seen.update(keys)
+        return fresh
+
     kept: list[Part] = []
     for part in parts:
-        own = part.group
-        names = part.completions
-        pairs = tuple(p for p in own.pairs if ("pair", names[p[0]], names[p[1]]) not in seen)
-        labels = tuple(u for u in own.labels if ("label", names[u[0]], 0) not in seen)
-        mismatched = tuple(m for m in own.mismatched if ("mismatched", names[m], 0) not in seen)
-        seen.update(("pair", names[a], names[b]) for a, b in pairs)
-        seen.update(("label", names[c], 0) for c, _ in labels)
-        seen.update(("mismatched", names[m], 0) for m in mismatched)
-        kept.append(Part(part.index, names, Group(group.prompt, own.completions, pairs, labels, mismatched)))
+        own, names = part.group, part.completions
+        pairs = new("pair", names, own.pairs)
+        labels = new("label", names, [(c,) for c, _ in own.labels])
+        mismatched = new("mismatched", names, [(c,) for c in own.mismatched])
+        lists = new("list", names, [tuple(c for c, _ in entries) for entries in own.lists])
+        once = replace(
+            own,
+            pairs=tuple(own.pairs[i] for i in pairs),
+            labels=tuple(own.labels[i] for i in labels),
+            mismatched=tuple(own.mismatched[i] for i in mismatched),
+            pair_scores=tuple(own.pair_scores[i] for i in pairs) if own.pair_scores else (),
+            lists=tuple(own.lists[i] for i in lists),
+        )
+        kept.append(Part(part.index, names, once))
     return kept
 
 
@@ -320,13 +346,17 @@ def _pack(
     mask: IntArray | None = None,
 ) -> Pack:
     pairs: list[tuple[int, int]] = []
+    pair_scores: list[tuple[float, float]] = []
     labels: list[tuple[int, bool]] = []
     mismatched: list[int] = []
+    lists: list[list[tuple[int, float]]] = []
     first = 0
     for group in groups:
         pairs += [(first + a, first + b) for a, b in group.pairs]
+        pair_scores += group.pair_scores or [(math.nan, math.nan)] * len(group.pairs)
         labels += [(first + c, desirable) for c, desirable in group.labels]
         mismatched += [first + c for c in group.mismatched]
+        lists += [[(first + c, score) for c, score in entries] for entries in group.lists]
         first += len(group.completions)
     return Pack(
         tokens=torch.from_numpy(tokens),
@@ -339,6 +369,10 @@ def _pack(
         labelled=_long([c for c, _ in labels]),
         label=torch.tensor([desirable for _, desirable in labels], dtype=torch.bool),
         mismatched=_long(mismatched),
+        pair_score=torch.tensor(pair_scores, dtype=torch.float32).reshape(-1, 2),
+        listed=_long([c for entries in lists for c, _ in entries]),
+        list_index=_long([number for number, entries in enumerate(lists) for _ in entries]),
+        list_score=torch.tensor([score for entries in lists for _, score in entries], dtype=torch.float32),
         layout=layout,
         mask=None if mask is None else torch.from_numpy(mask),
     )

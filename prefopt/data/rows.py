@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from prefopt.data.formats import TRANSCRIPT_ANSWER, Format
+from prefopt.data.formats import TRANSCRIPT_ANSWER, Format, is_number
 
 Message: TypeAlias = dict[str, Any]
 
@@ -29,6 +29,8 @@ class Document:
     prompt: str
     completions: tuple[str, ...]
     label: bool | None = None
+    scores: tuple[float, ...] = ()
+    """One for each completion, or none at all; a list's completions stand in their order, the highest first."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Dialogue:
     prompt: tuple[Message, ...]
     completions: tuple[Message, ...]
     label: bool | None = None
+    scores: tuple[float, ...] = ()
+    """As a document's."""
 
 
 def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False) -> Document | Dialogue:
@@ -45,13 +49,16 @@ def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False)
 
     Raises:
         RowError: a field is missing or of the wrong type, a completion is empty, chosen equals rejected, a role is
-            unknown, or the turns don't make a prompt and one answer each.
+            unknown, the turns don't make a prompt and one answer each, or scores and completions don't match.
     """
     prompt = _field(row, format_, "prompt") if "prompt" in format_.columns else None
-    if format_.name == "completions":
+    scores: tuple[float, ...] = ()
+    if "completions" in format_.columns:
         completions = _field(row, format_, "completions")
         if not isinstance(completions, list | tuple) or not completions:
             raise RowError("wrong type", f"'completions' is {_kind(completions)}, not a list of completions")
+        if "scores" in format_.columns:
+            completions, scores = _best_first(completions, _field(row, format_, "scores"))
     else:
         names = ("completion",) if "completion" in format_.columns else ("chosen", "rejected")
         completions = [_field(row, format_, name) for name in names]
@@ -63,9 +70,47 @@ def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False)
             read = _as_dialogue(read, format_)
     else:
         read = _dialogue(prompt, completions, label)
-    if format_.form == "paired" and read.completions[0] == read.completions[1]:
-        raise RowError("chosen = rejected")
-    return read
+    if format_.form == "paired":
+        if read.completions[0] == read.completions[1]:
+            raise RowError("chosen = rejected")
+        scores = _pair_scores(row, format_.score_columns)
+    if format_.form == "listwise":
+        check_list(read.completions, scores)
+    return replace(read, scores=scores) if scores else read
+
+
+def _pair_scores(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[float, ...]:
+    """Return the scores of (chosen, rejected), or () where the row doesn't have both."""
+    found = [row.get(column) for column in columns]
+    if any(value is None or value != value for value in found):  # a missing number may be NaN
+        return ()
+    return tuple(_score(value, column) for value, column in zip(found, columns, strict=True))
+
+
+def _best_first(completions: Sequence[Any], scores: Any) -> tuple[list[Any], tuple[float, ...]]:
+    """Return completions and their scores in descending order; equal scores keep theirs."""
+    if not isinstance(scores, list | tuple):
+        raise RowError("wrong type", f"'scores' is {_kind(scores)}, not a list of numbers")
+    if len(scores) != len(completions):
+        raise RowError("scores don't match", f"{len(scores)} scores for {len(completions)} completions")
+    found = [_score(value, "scores") for value in scores]
+    order = sorted(range(len(found)), key=lambda i: -found[i])
+    return [completions[i] for i in order], tuple(found[i] for i in order)
+
+
+def _score(value: Any, column: str) -> float:
+    if not is_number(value):
+        raise RowError("wrong type", f"'{column}' holds {value!r:.40}; a score must be a finite number")
+    return float(value)
+
+
+def check_list(completions: Sequence[object], scores: Sequence[float]) -> None:
+    """Raise RowError for a list that compares nothing: it needs two different completions, and one score for each."""
+    if all(completion == completions[0] for completion in completions):
+        raise RowError("nothing to compare", "the list has only one distinct completion")
+    for index, completion in enumerate(completions):
+        if any(scores[i] != scores[index] for i in range(index) if completions[i] == completion):
+            raise RowError("the same completion with two scores")
 
 
 def scalars(row: Mapping[str, Any], format_: Format) -> dict[str, Any]:

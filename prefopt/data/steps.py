@@ -7,12 +7,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.dataset import Example, Form, PreferenceData
 from prefopt.errors import DataError
 from prefopt.records import Group
 
 # Rounds of drawing anew, for all examples at once, before the rest is drawn from an explicit list.
 REDRAWS = 32
+UNSCORED = (float("nan"), float("nan"))
 
 
 class StepPlan:
@@ -29,7 +30,7 @@ class StepPlan:
             data: what to train on.
             examples_per_step: examples of one optimizer step; the last step of an epoch may be smaller.
             seed: any integer.
-            mismatched: give every example a completion of another prompt (`Group.mismatched`), a pair's chosen one.
+            mismatched: give every example a completion of another prompt (`Group.mismatched`), its chosen or best one.
 
         Raises:
             DataError: no data, a step of less than one example, or no possible mismatch for an example.
@@ -67,7 +68,7 @@ class StepPlan:
         for i in members:
             example = self.data[i]
             builder = builders.setdefault(example.prompt, _Builder(example.prompt))
-            builder.add(example)
+            builder.add(example, self.data.form)
             if self.mismatched:
                 builder.add_mismatched(self.data[int(self.mismatches(epoch)[i])].completions[0])
         return [builder.build() for builder in builders.values()]
@@ -117,21 +118,36 @@ class _Builder:
         self._prompt = prompt
         self._at: dict[tuple[int, ...], int] = {}
         self._pairs: list[tuple[int, int]] = []
+        self._scores: list[tuple[float, float]] = []
+        self._scored = False
         self._labels: list[tuple[int, bool]] = []
+        self._lists: list[tuple[tuple[int, float], ...]] = []
         self._mismatched: list[int] = []
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, form: Form) -> None:
         held = [self._hold(completion) for completion in example.completions]
-        if example.label is None:
+        if form == "listwise":
+            self._lists.append(tuple(zip(held, example.scores, strict=True)))
+        elif form == "paired":
             self._pairs.append((held[0], held[1]))
+            self._scores.append((example.scores[0], example.scores[1]) if example.scores else UNSCORED)
+            self._scored |= bool(example.scores)
         else:
-            self._labels.append((held[0], example.label))
+            self._labels.append((held[0], bool(example.label)))
 
     def add_mismatched(self, completion: tuple[int, ...]) -> None:
         self._mismatched.append(self._hold(completion))
 
     def build(self) -> Group:
-        return Group(self._prompt, tuple(self._at), tuple(self._pairs), tuple(self._labels), tuple(self._mismatched))
+        return Group(
+            self._prompt,
+            tuple(self._at),
+            pairs=tuple(self._pairs),
+            labels=tuple(self._labels),
+            mismatched=tuple(self._mismatched),
+            pair_scores=tuple(self._scores) if self._scored else (),
+            lists=tuple(self._lists),
+        )
 
     def _hold(self, completion: tuple[int, ...]) -> int:
         return self._at.setdefault(completion, len(self._at))

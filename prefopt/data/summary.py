@@ -37,7 +37,7 @@ class DataSummary:
     rejected: Mapping[str, int] = field(default_factory=dict)
     """Reason -> rows."""
     form: str = ""
-    """"paired" or "unpaired"."""
+    """"paired", "unpaired" or "listwise"."""
     recognised: tuple[Recognised, ...] = ()
     unit: str = "tokens"
     """What `lengths` counts: "tokens", or "characters" where no tokenizer was given."""
@@ -45,6 +45,10 @@ class DataSummary:
     """prompt, and chosen and rejected or completion."""
     chosen_longer: float | None = None
     """Share of pairs whose chosen completion is the longer one; 0.5 is no length bias. Equal lengths count half."""
+    scored: int = 0
+    """Examples whose completions have scores."""
+    completions_per_list: float | None = None
+    """Mean number of completions of a scored list."""
     desirable: float | None = None
     """Share of labelled completions that are desirable."""
     distinct_prompts: int = 0

@@ -7,6 +7,7 @@ from prefopt.kernels.head import Head
 from prefopt.kernels.logprobs import (
     PolicyReferenceLogprobs,
     policy_reference_logprobs,
+    reduce_segments,
     sequence_logprobs,
     token_statistics,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "PolicyReferenceLogprobs",
     "TokenStatistics",
     "policy_reference_logprobs",
+    "reduce_segments",
     "sequence_logprobs",
     "token_divergences",
     "token_statistics",

@@ -78,7 +78,7 @@ def sequence_logprobs(
         result = oracle.reduce_segments(token, segment, num_segments, reduction)
     else:
         token = token_logprobs(hidden, target, head, backend)
-        result = _reduce_segments(token, segment, num_segments, reduction)
+        result = reduce_segments(token, segment, num_segments, reduction)
     return result.to(accumulation_dtype(hidden.dtype))
 
 
@@ -126,7 +126,7 @@ def policy_reference_logprobs(
         found = [oracle.reduce_segments(token, segment, num_segments, reduction) for token in tokens]
     else:
         tokens = _score(policy, reference.detach(), target, head, backend)
-        found = [_reduce_segments(token, segment, num_segments, reduction) for token in tokens]
+        found = [reduce_segments(token, segment, num_segments, reduction) for token in tokens]
     return PolicyReferenceLogprobs(*(x.to(accumulation_dtype(policy.dtype)) for x in found))
 
 
@@ -180,8 +180,11 @@ def _asks_gradient(hidden: Tensor | None, head: Head) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def _reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str) -> Tensor:
-    """Sum or average `token` (N,) over ascending `segment` (N,), one segment after the other in float64: (S,)."""
+def reduce_segments(token: Tensor, segment: Tensor, num_segments: int, reduction: str = "sum") -> Tensor:
+    """Sum or average `token` (N,) over ascending `segment` (N,), one segment after the other: (S,) float64.
+
+    Differentiable; "none" returns the tokens. What `sequence_logprobs` returns is this, in its own dtype.
+    """
     if reduction == "none":
         return token
     if num_segments == 0:

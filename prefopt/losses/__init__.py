@@ -1,6 +1,6 @@
 """Preference losses: each is a module, a function of sequence log-probs that declares what it needs."""
 
-from prefopt.losses.base import Loss, PairLoss
+from prefopt.losses.base import Loss, PairLoss, best_and_worst
 from prefopt.losses.config import LossConfig
 from prefopt.losses.dpo import DPO
 from prefopt.losses.ipo import IPO
@@ -8,4 +8,16 @@ from prefopt.losses.kto import KTO
 from prefopt.losses.mixture import Mixture, Share
 from prefopt.losses.registry import available, build
 
-__all__ = ["DPO", "IPO", "KTO", "Loss", "LossConfig", "Mixture", "PairLoss", "Share", "available", "build"]
+__all__ = [
+    "DPO",
+    "IPO",
+    "KTO",
+    "Loss",
+    "LossConfig",
+    "Mixture",
+    "PairLoss",
+    "Share",
+    "available",
+    "best_and_worst",
+    "build",
+]

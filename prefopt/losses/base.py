@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection
+from itertools import pairwise
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from prefopt.errors import ModelError, RecipeError, nearest
-from prefopt.records import LossOutput, SequenceLogprobs
+from prefopt.records import LossOutput, Scores, SequenceLogprobs
 
-Form = Literal["paired", "unpaired", "demonstration"]
+Form = Literal["paired", "unpaired", "listwise", "demonstration"]
 Statistics = Literal["none", "step", "mismatched"]
+Extra = Literal["token", "log_sum_p2", "divergence"]
 
 
 class Loss(torch.nn.Module):
@@ -33,7 +35,7 @@ class Loss(torch.nn.Module):
     source: str = ""
     """sha256 of the file that a loss of the user's own stands in: a changed file is another loss."""
     form: Form
-    """What an example is: a pair, a labelled completion, or a completion to imitate."""
+    """What an example is: a pair, a labelled completion, a scored list, or a completion to imitate."""
     needs_reference: bool = True
     """Whether `SequenceLogprobs.reference` must be there."""
     statistics: Statistics = "none"
@@ -42,12 +44,23 @@ class Loss(torch.nn.Module):
     part of the examples."""
     needs_mismatched: bool = False
     """Whether every step must hold completions of other prompts (`SequenceLogprobs.mismatched`)."""
+    scores: Scores = "unused"
+    """Whether completions must have scores, and in a pair the chosen one the higher."""
+    extras: frozenset[Extra] = frozenset()
+    """Fields of `SequenceLogprobs` beside the sums over tokens that must be there: each costs memory or time."""
     beta: float = 1.0
     """Scales the implicit reward; with a reference, the strength of the pull towards it."""
 
     def forward(self, seqs: SequenceLogprobs) -> LossOutput:
         """Return the unreduced loss of every example of `seqs`, and the implicit reward of every completion."""
         raise NotImplementedError
+
+    def end_step(self, seqs: SequenceLogprobs) -> None:
+        """Take note of a step of training, given whole and without gradient, after its gradients.
+
+        A loss that remembers something of the steps before keeps it in buffers, which checkpoints hold; it declares
+        `statistics = "step"`, and changes them here alone. Evaluation never calls this.
+        """
 
     def hyper(self) -> dict[str, float | bool | str]:
         """Return every hyper-parameter with its value, defaults included."""
@@ -89,6 +102,15 @@ class Loss(torch.nn.Module):
                 "set `reference: auto` (or a model) in the recipe, or choose a loss that needs none."
             )
         return at_least_float32(seqs.reference)
+
+    def extra(self, seqs: SequenceLogprobs, name: Extra) -> Any:
+        """Return a field of `seqs` that `extras` declares; raise ModelError when it is not there."""
+        found = getattr(seqs, name)
+        if found is None:
+            raise ModelError(
+                f"The loss {self.name} needs `SequenceLogprobs.{name}`, which was not computed: declare it in `extras`."
+            )
+        return found
 
     def number(
         self,
@@ -157,6 +179,18 @@ class PairLoss(Loss):
         score = self.score(seqs)
         loss = self.value(*score[seqs.pair].unbind(-1))
         return LossOutput(loss=loss, weight=torch.ones_like(loss), reward=self.beta * score.detach())
+
+
+def best_and_worst(seqs: SequenceLogprobs) -> Tensor:
+    """Return the entries with the highest and the lowest score of each list that has two scores, (P, 2) int64."""
+    found: list[tuple[int, int]] = []
+    scores = seqs.list_score.tolist()
+    stops = seqs.list_index.unique(return_counts=True)[1].cumsum(0).tolist()
+    for start, stop in pairwise([0, *stops]):
+        ranked = sorted(range(start, stop), key=lambda entry: -scores[entry])
+        if scores[ranked[0]] > scores[ranked[-1]]:
+            found.append((ranked[0], ranked[-1]))
+    return torch.tensor(found, dtype=torch.int64, device=seqs.listed.device).reshape(-1, 2)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

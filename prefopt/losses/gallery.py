@@ -77,6 +77,7 @@ def curve(loss: Loss, points: int = 481) -> Curve:
             labelled=nothing,
             label=nothing.bool(),
             mismatched=nothing,
+            pair_score=torch.tensor([[1.0, 0.0]]).expand(points, 2),
         )
     )
     (slope,) = torch.autograd.grad(output.loss.sum(), policy)

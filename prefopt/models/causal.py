@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,25 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prefopt.errors import ModelError
-from prefopt.kernels import sequence_logprobs
+from prefopt.kernels import Head
 from prefopt.kernels.attention import CALLS
+from prefopt.models.states import Reduction, States
 from prefopt.records import Layout
 
-Reduction = Literal["sum", "mean", "none"]
-
 _QUANTIZED = ("Params4bit", "Int8Params")
-
-
-@dataclass(frozen=True)
-class HeadParts:
-    """What turns hidden states into logits: `scale * hidden weight^T + bias`, then softcapped."""
-
-    hidden: Tensor
-    """(N, H) hidden states in the weight's dtype; wider by its rank where the head has a LoRA adapter."""
-    weight: Tensor
-    """(V, H), as wide as `hidden`."""
-    bias: Tensor | None
-    """(V,)."""
 
 
 class CausalModel:
@@ -111,18 +97,7 @@ class CausalModel:
         self, hidden: Tensor, target: Tensor, segment: Tensor, num_segments: int, reduction: Reduction = "sum"
     ) -> Tensor:
         """Return what `kernels.sequence_logprobs` does for `hidden` (N, H), with this model's head."""
-        head = self.head(hidden)
-        return sequence_logprobs(
-            head.hidden,
-            head.weight,
-            target,
-            segment,
-            num_segments,
-            bias=head.bias,
-            softcap=self.softcap,
-            logit_scale=self.scale,
-            reduction=reduction,
-        )
+        return self.states(hidden).logprobs(target, segment, num_segments, reduction)
 
     @property
     def head_weight(self) -> Tensor:
@@ -130,6 +105,10 @@ class CausalModel:
         module = self._head_module()
         weight: Tensor = (module.base_layer if isinstance(module, BaseTunerLayer) else module).weight
         return weight
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return what logits are made with: weight and bias, and the adapter of a LoRA head."""
+        return list(self._head_module().parameters())
 
     def _head_module(self) -> Any:
         """Return the module that makes logits; of one that trains as a copy beside an adapter, the copy in use."""
@@ -139,7 +118,7 @@ class CausalModel:
             return module.original_module if unused else module.modules_to_save[module.active_adapters[0]]
         return module
 
-    def head(self, hidden: Tensor) -> HeadParts:
+    def states(self, hidden: Tensor) -> States:
         """Return what the log-probs of `hidden` (N, H) are computed from, as the model would compute its logits.
 
         Raises:
@@ -166,7 +145,8 @@ class CausalModel:
             inner = nn.functional.linear(dropout(states), down.weight.to(dtype)) * scaling
             hidden = torch.cat([hidden, inner], -1)
             weight = torch.cat([weight, up.weight.to(dtype)], -1)
-        return HeadParts(hidden, weight, None if module.bias is None else module.bias.to(dtype))
+        bias = None if module.bias is None else module.bias.to(dtype)
+        return States(hidden, Head(weight, bias, self.scale, self.softcap))
 
     def _adapted(self, layer: BaseTunerLayer) -> tuple[Any, list[tuple[Any, Any, Any, float]]]:
         base: Any = layer.base_layer

@@ -13,8 +13,9 @@ from prefopt.errors import ModelError
 from prefopt.kernels.attention import SHARED_PROMPT, register
 from prefopt.kernels.shapes import compiles_by_shape, rounded
 from prefopt.models.admission import Admission, admit
-from prefopt.models.causal import CausalModel, Reduction
+from prefopt.models.causal import CausalModel
 from prefopt.models.fused import fused
+from prefopt.models.states import Reduction, States
 from prefopt.records import GroupLayout, Layout, Pack
 
 _PADDED = "padded"
@@ -42,6 +43,11 @@ class PackedModel:
         """(V, H), the weight that logits are made with, without low-rank adapters."""
         return self._causal.head_weight
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head, or the embedding that it is tied to, asks for a gradient."""
+        return any(parameter.requires_grad for parameter in self._causal.head_parameters())
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within, `logprobs` works and the model can't be used otherwise; afterwards the model is as it was.
@@ -65,6 +71,13 @@ class PackedModel:
         Raises:
             ModelError: outside of `attached`, or for shared prompts when the model can't share them.
         """
+        return self._causal.score(self._scored(pack), pack.target, pack.segment, pack.num_sequences, reduction)
+
+    def states(self, pack: Pack) -> States:
+        """Return the (N, H) hidden states that predict the pack's completion tokens, and the head: raises as above."""
+        return self._causal.states(self._scored(pack))
+
+    def _scored(self, pack: Pack) -> Tensor:
         if self.admission.shared:
             hidden = self._shared(pack)
         elif pack.layout is not None:
@@ -76,8 +89,8 @@ class PackedModel:
         else:
             padding = pack.mask is not None and not bool(pack.mask.all())
             hidden = self._causal.hidden(input_ids=pack.tokens, **({"attention_mask": pack.mask} if padding else {}))
-        scored = _Scored.apply(hidden.flatten(0, 1), pack.score_at)
-        return self._causal.score(scored, pack.target, pack.segment, pack.num_sequences, reduction)
+        scored: Tensor = _Scored.apply(hidden.flatten(0, 1), pack.score_at)
+        return scored
 
     def _shared(self, pack: Pack) -> Tensor:
         """Return hidden states (1, T, H), or (R, T, H) for a pack of rows, which go side by side as one row."""

@@ -5,22 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.models.adapters import adapter_changes_nothing, adapter_disabled, base_is_original
 from prefopt.models.config import ReferenceConfig
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.policy import load_policy
+from prefopt.models.states import Reduction, States
 from prefopt.records import Pack
-
-Reduction = Literal["sum", "mean", "none"]
 
 
 class Reference(ABC):
@@ -33,6 +32,8 @@ class Reference(ABC):
     """One of adapter_off, frozen_copy, model, none."""
     reason: str
     """A sentence: why it is this one."""
+    gives_states: bool = False
+    """Whether it has distributions over next tokens, not only the log-probs of those that are there."""
     start_tolerance: float | None
     """How far a completion's log-prob may be from the policy's before the first update, nats; None: anywhere."""
 
@@ -42,6 +43,10 @@ class Reference(ABC):
 
         `reduction` is that of `PackedModel.logprobs`.
         """
+
+    def states(self, pack: Pack) -> States:
+        """Return what the distributions at the pack's tokens are made from, without gradient, if `gives_states`."""
+        raise ModelError(f"the reference {self.name} has log-probs of single tokens alone, no distributions.")
 
     @abstractmethod
     def attached(self) -> AbstractContextManager[Any]:
@@ -68,6 +73,7 @@ class AdapterOff(Reference):
     """The policy without its adapter: costs no memory."""
 
     name = "adapter_off"
+    gives_states = True
 
     def __init__(self, policy: PackedModel, reason: str, *, starts_equal: bool) -> None:
         self._policy = policy
@@ -78,6 +84,11 @@ class AdapterOff(Reference):
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
         with evaluating(self._policy.model), adapter_disabled(self._policy.model):
             return self._policy.logprobs(pack, reduction=reduction)
+
+    @torch.no_grad()
+    def states(self, pack: Pack) -> States:
+        with evaluating(self._policy.model), adapter_disabled(self._policy.model):
+            return self._policy.states(pack)
 
     def attached(self) -> AbstractContextManager[Any]:
         return self._policy.attached()
@@ -91,6 +102,7 @@ class FrozenCopy(Reference):
     """
 
     name = "frozen_copy"
+    gives_states = True
     start_tolerance = 0.0
 
     def __init__(self, policy: PackedModel, reason: str) -> None:
@@ -111,6 +123,11 @@ class FrozenCopy(Reference):
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
         with evaluating(self._policy.model), self._in_place():
             return self._policy.logprobs(pack, reduction=reduction)
+
+    @torch.no_grad()
+    def states(self, pack: Pack) -> States:
+        with evaluating(self._policy.model), self._in_place():
+            return self._policy.states(pack)
 
     def attached(self) -> AbstractContextManager[Any]:
         return self._policy.attached()
@@ -133,6 +150,7 @@ class FrozenModel(Reference):
     """Another model beside the policy: costs a whole model, which may be on another device or smaller in precision."""
 
     name = "model"
+    gives_states = True
     start_tolerance = None
 
     def __init__(self, policy: PackedModel, model: PackedModel, reason: str) -> None:
@@ -144,6 +162,11 @@ class FrozenModel(Reference):
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
         device = next(self._model.model.parameters()).device
         return self._model.logprobs(pack.to(device), reduction=reduction).to(pack.tokens.device)
+
+    @torch.no_grad()
+    def states(self, pack: Pack) -> States:
+        device = next(self._model.model.parameters()).device
+        return self._model.states(pack.to(device))
 
     def attached(self) -> AbstractContextManager[Any]:
         return self._model.attached()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prefopt.losses import best_and_worst
 from prefopt.records import LossOutput, SequenceLogprobs
 
 
@@ -40,13 +41,15 @@ class MeanMetrics:
 def preference_metrics(seqs: SequenceLogprobs, output: LossOutput) -> MeanMetrics:
     """Return the metrics that dashboards know, for the examples of `seqs`.
 
-    `rewards/*` are implicit rewards, `logps/*` sums in nats, `log_ratios/*` policy minus reference. For labelled
-    completions chosen means desirable, the margin is the difference of the two means' parts, and no accuracy exists.
-    `losses/*` are the parts of a mixture, before they are multiplied and added.
+    `rewards/*` are implicit rewards, `logps/*` sums in nats, `log_ratios/*` policy minus reference. Of a list the best
+    completion is chosen and the worst rejected, unless all are scored alike. For labelled completions chosen means
+    desirable, the margin is the difference of the two means' parts, and no accuracy exists. `losses/*` are the parts of
+    a mixture, before they are multiplied and added.
     """
     metrics = MeanMetrics()
-    if seqs.pair.numel():
-        chosen, rejected = seqs.pair.unbind(1)
+    pair = torch.cat([seqs.pair, seqs.listed[best_and_worst(seqs)]])
+    if pair.numel():
+        chosen, rejected = pair.unbind(1)
         margin = output.reward[chosen] - output.reward[rejected]
         _add(metrics, "rewards/accuracies", (margin > 0).float())
         _add(metrics, "rewards/margins", margin)

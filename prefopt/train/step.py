@@ -17,6 +17,7 @@ from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.records import LossOutput, Pack, SequenceLogprobs
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.scored import Scored, detached, placeholder, score_pack, sequences
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,10 @@ class StepResult:
     loss: float
     """sum(loss) / sum(weight) over every example of the step, or the sum of that over a mixture's parts."""
     examples: int
-    """Pairs and labelled completions."""
+    """Pairs, labelled completions and lists."""
     metrics: MeanMetrics
     first_log_ratio: float
     """max |policy - reference| over the step's completions, nats; 0 without a reference."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Log-probs of one pack's completions, (S,) each."""
-
-    policy: Tensor
-    reference: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -76,27 +69,29 @@ def run_step(
         autocast: wraps every forward pass, and no backward pass.
     """
     if len(packs) > 1 and loss.statistics != "none":
-        passes = _mismatched_first if loss.statistics == "mismatched" else _all_first
+        # Scoring the mismatched completions alone gives log-probs, and nothing else of them.
+        passes = _mismatched_first if loss.statistics == "mismatched" and not loss.extras else _all_first
         return passes(_Step(policy, reference, loss, packs, backward, autocast))
     weights = [_weights(loss, pack) for pack in packs]
     divisors = [sum(parts) for parts in zip(*weights, strict=True)]
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
     for pack, expected in zip(packs, weights, strict=True):
         with autocast():
-            frozen = reference.logprobs(pack)
-            seqs = sequences([pack], [Scored(policy.logprobs(pack), frozen)])
+            seqs = sequences([pack], [score_pack(policy, reference, pack, loss.extras)])
         output = loss(seqs)
         if not np.allclose(_divisors(output), expected, rtol=1e-5):
             raise RecipeError(
                 f"the weights of the loss {loss.name} depend on log-probs, and the divisor of a step must be known "
-                "before them: let `LossOutput.weight` depend on lengths and labels alone."
+                "before them: let `LossOutput.weight` depend on lengths, labels and scores alone."
             )
         value = _value(output, divisors)
         backward(value)
         total += float(value.detach())
-        seqs = _detached(seqs)
+        seqs = detached(seqs)
         metrics.update(preference_metrics(seqs, output))
         widest = max(widest, _widest_log_ratio(seqs))
+        if loss.statistics != "none":
+            loss.end_step(seqs)
     return StepResult(total, sum(pack.num_examples for pack in packs), metrics, widest)
 
 
@@ -105,41 +100,27 @@ def evaluate_step(
     policy: PackedModel, reference: Reference, loss: Loss, packs: Sequence[Pack]
 ) -> tuple[LossOutput, SequenceLogprobs]:
     """Return the loss and the log-probs of every example in `packs`, without gradient, as one batch."""
-    scored = [Scored(policy.logprobs(pack), reference.logprobs(pack)) for pack in packs]
-    seqs = sequences(packs, scored)
+    seqs = sequences(packs, [score_pack(policy, reference, pack, loss.extras) for pack in packs])
     return loss(seqs), seqs
-
-
-def sequences(packs: Sequence[Pack], scored: Sequence[Scored]) -> SequenceLogprobs:
-    """Join the packs of a step to one record, completions numbered through."""
-    offsets = torch.tensor([0, *(pack.num_sequences for pack in packs)]).cumsum(0).tolist()
-    shifted = list(zip(packs, offsets[:-1], strict=True))
-    references = [s.reference for s in scored if s.reference is not None]
-    return SequenceLogprobs(
-        policy=torch.cat([s.policy for s in scored]),
-        reference=torch.cat(references) if references else None,
-        length=torch.cat([pack.length for pack in packs]),
-        pair=torch.cat([pack.pair + offset for pack, offset in shifted]),
-        labelled=torch.cat([pack.labelled + offset for pack, offset in shifted]),
-        label=torch.cat([pack.label for pack in packs]),
-        mismatched=torch.cat([pack.mismatched + offset for pack, offset in shifted]),
-    )
 
 
 def _all_first(step: _Step) -> StepResult:
     """Score every completion, which gives d loss / d log-prob, and carry that back through the model pack by pack."""
     with torch.no_grad(), step.autocast():
-        scored = [Scored(step.policy.logprobs(pack), step.reference.logprobs(pack)) for pack in step.packs]
-    leaves = [Scored(s.policy.detach().requires_grad_(), s.reference) for s in scored]
+        scored = [score_pack(step.policy, step.reference, pack, step.loss.extras) for pack in step.packs]
+    leaves = [s.leaves() for s in scored]
     seqs = sequences(step.packs, leaves)
     output = step.loss(seqs)
-    upstream = torch.autograd.grad(_value(output), [s.policy for s in leaves], allow_unused=True)
-    for pack, gradient in zip(step.packs, upstream, strict=True):
-        if gradient is not None and bool(gradient.any()):
+    sources = [source for s in leaves for source in s.sources]
+    upstream = iter(torch.autograd.grad(_value(output), sources, allow_unused=True))
+    for pack, own in zip(step.packs, leaves, strict=True):
+        gradients = [next(upstream) for _ in own.sources]
+        if any(gradient is not None and bool(gradient.any()) for gradient in gradients):
             with step.autocast():
-                logprobs = step.policy.logprobs(pack)
-            step.backward((logprobs * gradient).sum())
-    return _result(output, _detached(seqs))
+                again = score_pack(step.policy, step.reference, pack, step.loss.extras).sources
+            pairs = zip(again, gradients, strict=True)
+            step.backward(torch.stack([(x * g).double().sum() for x, g in pairs if g is not None]).sum())
+    return _result(step.loss, output, detached(seqs))
 
 
 def _mismatched_first(step: _Step) -> StepResult:
@@ -167,7 +148,7 @@ def _mismatched_first(step: _Step) -> StepResult:
             found = values[index].policy.to(logprobs.dtype).index_copy(0, own, logprobs.detach())
             values[index] = Scored(found, frozen)
     seqs = sequences(step.packs, values)
-    return _result(step.loss(seqs), seqs)
+    return _result(step.loss, step.loss(seqs), seqs)
 
 
 def _beside_mismatched(
@@ -184,21 +165,26 @@ def _beside_mismatched(
         labelled=torch.searchsorted(own, pack.labelled),
         label=pack.label,
         mismatched=torch.arange(others.numel(), device=own.device) + own.numel(),
+        pair_score=pack.pair_score[:0],
+        listed=pack.listed[:0],
+        list_index=pack.list_index[:0],
+        list_score=pack.list_score[:0],
     )
 
 
 @torch.no_grad()
-def _result(output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
+def _result(loss: Loss, output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
     """Return what a step came to from the log-probs of all its completions and their loss."""
-    examples = seqs.pair.shape[0] + seqs.labelled.numel()
-    return StepResult(float(_value(output)), examples, preference_metrics(seqs, output), _widest_log_ratio(seqs))
+    examples = seqs.pair.shape[0] + seqs.labelled.numel() + seqs.list_index.unique().numel()
+    metrics, widest = preference_metrics(seqs, output), _widest_log_ratio(seqs)
+    loss.end_step(seqs)
+    return StepResult(float(_value(output)), examples, metrics, widest)
 
 
 def _weights(loss: Loss, pack: Pack) -> list[float]:
     """Return sum(weight) of a pack before its forward pass: weights depend on lengths and labels alone."""
-    zeros = torch.zeros(pack.num_sequences, device=pack.length.device)
     with torch.no_grad():
-        return _divisors(loss(sequences([pack], [Scored(zeros, zeros)])))
+        return _divisors(loss(sequences([pack], [placeholder(pack, loss.extras)])))
 
 
 def _divisors(output: LossOutput) -> list[float]:
@@ -212,10 +198,6 @@ def _value(output: LossOutput, divisors: list[float] | None = None) -> Tensor:
     # A term without weight has no examples in this step, and no loss.
     values = [term.factor * term.loss.double().sum() / divisor for term, divisor in terms if divisor]
     return torch.stack(values).sum() if values else output.loss.sum()
-
-
-def _detached(seqs: SequenceLogprobs) -> SequenceLogprobs:
-    return SequenceLogprobs(**{**vars(seqs), "policy": seqs.policy.detach()})
 
 
 def _widest_log_ratio(seqs: SequenceLogprobs) -> float:

@@ -29,6 +29,7 @@ from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
 STATE = "prefopt_state.json"
@@ -70,8 +71,8 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.loss_module = loss
-        self.data = data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched)
-        self.eval_data = eval_data and eval_data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched)
+        self.data = _for_loss(data, loss)
+        self.eval_data = eval_data and _for_loss(eval_data, loss)
         self.arguments = args or PreferenceArguments(output_dir="prefopt-run")
         self.plan = StepPlan(
             self.data,
@@ -91,6 +92,7 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints every log to stdout, which is for results
         self.packed = PackedModel(model)
         self.reference = self._reference(reference, tokenizer)
+        check_extras(loss, self.packed, self.reference)
         self._window = MeanMetrics()
         self._tokens = 0
         self._resume: dict[str, Any] | None = None
@@ -187,12 +189,14 @@ class PreferenceTrainer(Trainer):
         if data is None:
             raise RunError("there is nothing to evaluate on: give the trainer eval_data, or write data.eval.")
         loss, began = self.loss_module, time.monotonic()
-        data = data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched)
+        data = _for_loss(data, loss)
         was_training = self.model.training
         self.model.eval()
+        loss.eval()
         with self._attached(), self.accelerator.autocast():
             output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
         self.model.train(was_training)
+        loss.train()
         means = {"loss": float(output.loss.sum() / output.weight.sum()), **preference_metrics(seqs, output).means()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - began
@@ -311,6 +315,7 @@ class PreferenceTrainer(Trainer):
             "identity": self._identity(),
             "window": self._window.state_dict(),
             "tokens": self._tokens,
+            "loss": {name: buffer.tolist() for name, buffer in self.loss_module.state_dict().items()},
             "loss_sum": float(self._tr_loss),
             "total_loss": self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0),
             "last_logged": self._globalstep_last_logged,
@@ -324,6 +329,8 @@ class PreferenceTrainer(Trainer):
             return
         self._window = MeanMetrics.from_state(self._resume["window"])
         self._tokens = self._resume["tokens"]
+        for name, buffer in self.loss_module.state_dict().items():
+            buffer.copy_(torch.tensor(self._resume["loss"][name], dtype=buffer.dtype))
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
         steps = self.plan.steps_per_epoch
@@ -343,3 +350,7 @@ class PreferenceTrainer(Trainer):
                 f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
                 "no place in it. Resume with the recipe the run began with."
             )
+
+
+def _for_loss(data: PreferenceData, loss: Loss) -> PreferenceData:
+    return data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched, scores=loss.scores)

@@ -144,7 +144,7 @@ def test_pairs_become_two_labelled_examples_and_labels_never_become_pairs():
         ((1, 1), ((3, 1),), False),
     ]
     assert paired(2).for_loss("paired").fingerprint == paired(2).fingerprint
-    with pytest.raises(DataError, match="compares a chosen with a rejected"):
+    with pytest.raises(DataError, match="compares completions of a prompt"):
         data.for_loss("paired")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ def sequences(
     pair: Sequence[tuple[int, int]] = (),
     labels: Sequence[tuple[int, bool]] = (),
     mismatched: Sequence[int] = (),
+    pair_scores: Sequence[tuple[float, float]] = (),
+    lists: Sequence[Sequence[tuple[int, float]]] = (),
     dtype: torch.dtype = torch.float32,
 ) -> SequenceLogprobs:
     return SequenceLogprobs(
@@ -28,6 +31,10 @@ def sequences(
         labelled=torch.tensor([index for index, _ in labels], dtype=torch.int64),
         label=torch.tensor([label for _, label in labels], dtype=torch.bool),
         mismatched=torch.tensor(mismatched, dtype=torch.int64),
+        pair_score=torch.tensor(pair_scores or [(math.nan, math.nan)] * len(pair)).reshape(-1, 2),
+        listed=torch.tensor([index for entries in lists for index, _ in entries], dtype=torch.int64),
+        list_index=torch.tensor([n for n, entries in enumerate(lists) for _ in entries], dtype=torch.int64),
+        list_score=torch.tensor([score for entries in lists for _, score in entries]),
     )
 
 
