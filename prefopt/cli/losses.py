@@ -38,6 +38,7 @@ def show(
         needs = [entry.data, "reference" if entry.needs_reference else "no reference"]
         if entry.statistics != "none":
             needs.append(f"statistics: {entry.statistics}")
+        needs += entry.extras
         hyper = ", ".join(f"{key} {value}" for key, value in entry.hyper.items())
         about = Text.assemble(
             f"{entry.meaning}.\n", (f"needs {', '.join(needs)}\n", "cyan"), f"{hyper}\n", (f"{entry.paper}\n", "dim")

@@ -1,6 +1,7 @@
 """Preference losses: each is a module, a function of sequence log-probs that declares what it needs."""
 
-from prefopt.losses.base import Loss, PairLoss, best_and_worst
+from prefopt.losses.base import ListLoss, Loss, PairLoss, best_and_worst
+from prefopt.losses.bradley_terry import BradleyTerry, PairRewards
 from prefopt.losses.config import LossConfig
 from prefopt.losses.dpo import DPO
 from prefopt.losses.ipo import IPO
@@ -12,10 +13,13 @@ __all__ = [
     "DPO",
     "IPO",
     "KTO",
+    "BradleyTerry",
+    "ListLoss",
     "Loss",
     "LossConfig",
     "Mixture",
     "PairLoss",
+    "PairRewards",
     "Share",
     "available",
     "best_and_worst",

@@ -1,18 +1,15 @@
-"""What every loss has in common: its declared needs, its validated hyper-parameters, and the log-ratio."""
+"""What every loss has in common: its declared needs, the log-ratio, and how pairs and lists are laid out."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Collection
 from itertools import pairwise
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from prefopt.errors import ModelError, RecipeError, nearest
+from prefopt.errors import ModelError
+from prefopt.losses.hyper import Hyperparameters
 from prefopt.records import LossOutput, Scores, SequenceLogprobs
 
 Form = Literal["paired", "unpaired", "listwise", "demonstration"]
@@ -20,7 +17,7 @@ Statistics = Literal["none", "step", "mismatched"]
 Extra = Literal["token", "log_sum_p2", "divergence"]
 
 
-class Loss(torch.nn.Module):
+class Loss(Hyperparameters):
     """A preference loss: a function of sequence log-probs that declares what it needs.
 
     The declarations are read by the trainer, the data and the command line, so that no loss name appears there.
@@ -28,12 +25,6 @@ class Loss(torch.nn.Module):
     each under its own name, and implements `forward`. The first line of its docstring says what it is, in one sentence.
     """
 
-    name: str
-    """What a recipe calls it. A class of this package that sets it is found by the registry."""
-    paper: str = ""
-    """Where its formula is written: `arXiv:2305.18290, Eq. 7`."""
-    source: str = ""
-    """sha256 of the file that a loss of the user's own stands in: a changed file is another loss."""
     form: Form
     """What an example is: a pair, a labelled completion, a scored list, or a completion to imitate."""
     needs_reference: bool = True
@@ -48,6 +39,8 @@ class Loss(torch.nn.Module):
     """Whether completions must have scores, and in a pair the chosen one the higher."""
     extras: frozenset[Extra] = frozenset()
     """Fields of `SequenceLogprobs` beside the sums over tokens that must be there: each costs memory or time."""
+    wraps: str = ""
+    """The hyper-parameter that is another loss, written first and without its name: `wpo(dpo)`."""
     beta: float = 1.0
     """Scales the implicit reward; with a reference, the strength of the pull towards it."""
 
@@ -61,31 +54,6 @@ class Loss(torch.nn.Module):
         A loss that remembers something of the steps before keeps it in buffers, which checkpoints hold; it declares
         `statistics = "step"`, and changes them here alone. Evaluation never calls this.
         """
-
-    def hyper(self) -> dict[str, float | bool | str]:
-        """Return every hyper-parameter with its value, defaults included."""
-        return {key: getattr(self, key) for key in self.hyper_names()}
-
-    @classmethod
-    def meaning(cls) -> str:
-        """Return the first sentence of the docstring, without its full stop: what the loss is."""
-        return inspect.cleandoc(cls.__doc__ or "").split("\n", 1)[0].removesuffix(".")
-
-    @classmethod
-    def hyper_names(cls) -> list[str]:
-        """Return the names of the hyper-parameters, in the constructor's order."""
-        found = inspect.signature(cls).parameters.values()
-        return [each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
-
-    @classmethod
-    def needed_names(cls) -> list[str]:
-        """Return the names of those without a default."""
-        found = inspect.signature(cls).parameters
-        return [name for name in cls.hyper_names() if found[name].default is inspect.Parameter.empty]
-
-    def extra_repr(self) -> str:
-        own = {"source": self.source} if self.source else {}
-        return ", ".join(f"{key}={value}" for key, value in {**self.hyper(), **own}.items())
 
     def log_ratio(self, seqs: SequenceLogprobs) -> Tensor:
         """Return log pi(y|x) - log pi_ref(y|x), (S,), nats, in float32 or, for float64 input, float64.
@@ -112,51 +80,15 @@ class Loss(torch.nn.Module):
             )
         return found
 
-    def number(
-        self,
-        key: str,
-        value: object,
-        *,
-        above: float | None = None,
-        at_least: float | None = None,
-        below: float | None = None,
-        at_most: float | None = None,
-    ) -> float:
-        """Return `value` as a float, or raise RecipeError with the allowed range when it is not a number in it."""
-        bounds = [(above, "greater than"), (at_least, "at least"), (below, "less than"), (at_most, "at most")]
-        allowed = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None) or "finite"
-        try:
-            # YAML 1.1 reads 1e-2 as text, so text that spells a number is one.
-            found = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
-        except (ValueError, OverflowError):
-            found = math.nan
-        inside = (
-            math.isfinite(found)
-            and (above is None or found > above)
-            and (at_least is None or found >= at_least)
-            and (below is None or found < below)
-            and (at_most is None or found <= at_most)
-        )
-        if not inside:
-            raise RecipeError(
-                f"{key} = {value!r} is not allowed for the loss {self.name}: it must be a number {allowed}."
+    def score_gap(self, seqs: SequenceLogprobs) -> Tensor:
+        """Return score(chosen) - score(rejected) of every pair, (P,); raise ModelError when there are none."""
+        if seqs.pair_score is None or bool(seqs.pair_score.isnan().any()):
+            raise ModelError(
+                f"The loss {self.name} goes by the scores of pairs, and some have none: give "
+                "`SequenceLogprobs.pair_score`."
             )
-        return found
-
-    def choice(self, key: str, value: object, allowed: Collection[str]) -> str:
-        """Return `value`, or raise RecipeError with what is allowed when it is none of these words."""
-        if not isinstance(value, str) or value not in allowed:
-            raise RecipeError(
-                f"{key} = {value!r} is not allowed for the loss {self.name}: it must be one of "
-                f"{', '.join(allowed)}{nearest(str(value), allowed)}"
-            )
-        return value
-
-    def switch(self, key: str, value: object) -> bool:
-        """Return `value`, or raise RecipeError when it is not true or false."""
-        if not isinstance(value, bool):
-            raise RecipeError(f"{key} = {value!r} is not allowed for the loss {self.name}: it must be true or false.")
-        return value
+        chosen, rejected = seqs.pair_score.unbind(-1)
+        return chosen - rejected
 
 
 class PairLoss(Loss):
@@ -179,6 +111,46 @@ class PairLoss(Loss):
         score = self.score(seqs)
         loss = self.value(*score[seqs.pair].unbind(-1))
         return LossOutput(loss=loss, weight=torch.ones_like(loss), reward=self.beta * score.detach())
+
+
+class ListLoss(Loss):
+    """A loss of the implicit rewards and scores of a list's completions, and of nothing else.
+
+    A subclass implements `value`, and `counts` where some lists are no examples.
+    """
+
+    form = "listwise"
+
+    def value(self, reward: Tensor, score: Tensor, there: Tensor) -> Tensor:
+        """Return the loss of each list, (Q,).
+
+        Args:
+            reward: (Q, K) implicit rewards, 0 where a list has no more completions.
+            score: (Q, K), 0 where a list has no more.
+            there: (Q, K) bool, false where a list has no more.
+        """
+        raise NotImplementedError
+
+    def counts(self, score: Tensor, there: Tensor) -> Tensor:
+        """Return which lists are examples, (Q,) bool; the loss of the others is 0. All, where it is not said."""
+        return there.any(-1)
+
+    def forward(self, seqs: SequenceLogprobs) -> LossOutput:
+        reward = self.beta * self.log_ratio(seqs)
+        size = seqs.list_index.unique(return_counts=True)[1]
+        place = torch.arange(seqs.listed.numel(), device=size.device) - (size.cumsum(0) - size)[seqs.list_index]
+        at, shape = (seqs.list_index, place), (size.numel(), int(size.max()) if size.numel() else 1)
+        entries = reward.new_zeros(shape).index_put(at, reward[seqs.listed])
+        score = reward.new_zeros(shape).index_put(at, seqs.list_score.to(reward.dtype))
+        there = torch.zeros(shape, dtype=torch.bool, device=size.device).index_put(at, torch.ones_like(place).bool())
+        loss = self.value(entries, score, there)
+        return LossOutput(loss=loss, weight=self.counts(score, there).to(loss.dtype), reward=reward.detach())
+
+
+def prefers(score: Tensor, there: Tensor) -> Tensor:
+    """Return which lists, (Q, K) each, have two different scores: (Q,) bool."""
+    highest = score.masked_fill(~there, -torch.inf).amax(-1)
+    return highest > score.masked_fill(~there, torch.inf).amin(-1)
 
 
 def best_and_worst(seqs: SequenceLogprobs) -> Tensor:

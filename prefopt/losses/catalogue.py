@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefopt.losses.base import Statistics
+from prefopt.losses.base import Extra, Statistics
 from prefopt.losses.registry import available
 
 _DATA = {
     "paired": "pairs",
     "unpaired": "labels or pairs",
-    "demonstration": "good answers, of labels or pairs",
+    "listwise": "scored lists, or pairs",
+    "demonstration": "good answers, of labels, pairs or lists",
+}
+_SCORES = {"unused": "", "given": " with scores", "ordered": " with scores, chosen's the higher"}
+_EXTRAS: dict[Extra, str] = {
+    "token": "log-probs of single tokens",
+    "log_sum_p2": "statistics of the policy's distributions",
+    "divergence": "the reference's distributions",
 }
 
 
@@ -22,10 +29,12 @@ class Entry:
     meaning: str
     """One sentence."""
     data: str
-    """What it trains on, in words: pairs serve unpaired losses too."""
+    """What it trains on, in words: pairs serve losses of labels and lists too, and lists every loss."""
     needs_reference: bool
     statistics: Statistics
     """What of a step its examples share; `none`: each counts by itself."""
+    extras: tuple[str, ...]
+    """What it asks of the models beside sums of log-probs, in words: each costs memory or time."""
     hyper: dict[str, float | bool | str]
     """Hyper-parameters with their defaults."""
     paper: str
@@ -37,9 +46,10 @@ def catalogue() -> list[Entry]:
         Entry(
             name=name,
             meaning=kind.meaning(),
-            data=_DATA[kind.form],
+            data=_DATA[kind.form] + _SCORES[kind.scores],
             needs_reference=kind.needs_reference,
             statistics=kind.statistics,
+            extras=tuple(words for extra, words in _EXTRAS.items() if extra in kind.extras),
             hyper=kind().hyper(),
             paper=kind.paper,
         )

@@ -2,8 +2,8 @@
 
     mixture = term ("+" term)*
     term    = [number "*"] loss
-    loss    = name ["(" [setting ("," setting)*] ")"]
-    setting = key "=" (number | true | false | null | word)
+    loss    = name ["(" [argument ("," argument)*] ")"]
+    argument = key "=" (number | true | false | null | word | loss), or, first of them, the loss that another one wraps
 
 A name is a loss of the package, or `file.py:Class` for one of the user's own, in quotes if the path has other
 characters than letters, digits and `_ - . / ~`. Nothing is evaluated.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +23,19 @@ _TOKENS = re.compile(
     r"\s*(?:(?P<file>[\w.~/\\:-]+\.py:\w+)|(?P<quoted>\"[^\"]+\.py:\w+\"|'[^']+\.py:\w+')|(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])"
     r"|(?P<name>[A-Za-z_]\w*)|(?P<sign>[*+(),=])|(?P<end>$)|(?P<other>.))"
 )
+_NAMES = ("name", "file", "quoted")
 _WORDS = {"true": True, "false": False, "null": None}
-Value = float | int | bool | str | None
+
+
+WRAPPED = ""
+"""The key of a loss that stands in the parentheses of another one without a key."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """A hyper-parameter, and where its name stands."""
 
-    value: Value
+    value: float | int | bool | str | Term | None
     at: int
 
 
@@ -63,10 +67,20 @@ def _written(name: str, key: str, value: Any) -> str:
         return word or str(value)
     if isinstance(value, int | float) and math.isfinite(value):
         return repr(value)
+    if isinstance(value, str) and _is_loss(value):
+        return value
     raise RecipeError(
         f"{key} = {value!r} of the loss {name} can't be written in a formula: it must be a number, true, false, null "
         "or a word."
     )
+
+
+def _is_loss(text: str) -> bool:
+    try:
+        terms = parse(text)
+    except RecipeError:
+        return False
+    return len(terms) == 1 and terms[0].factor == 1
 
 
 def mistake(text: str, at: int, sentence: str) -> RecipeError:
@@ -96,38 +110,50 @@ class _Parser:
                 raise mistake(self.text, at, f"A loss can't be multiplied by {self.found}: write a number above 0.")
             self.advance()
             self.need("*", "'*' between a number and its loss")
-        at = self.at
-        if self.kind not in ("name", "file", "quoted"):
+        if self.kind not in _NAMES:
             raise self.expected("the name of a loss")
-        name = self.found[1:-1] if self.kind == "quoted" else self.found
-        self.advance()
+        at, name = self.name()
+        return self.loss(factor, name, at)
+
+    def loss(self, factor: float, name: str, at: int) -> Term:
         return Term(factor, name, self.settings() if self.took("(") else {}, at)
+
+    def name(self) -> tuple[int, str]:
+        at, name = self.at, self.found[1:-1] if self.kind == "quoted" else self.found
+        self.advance()
+        return at, name
 
     def settings(self) -> dict[str, Setting]:
         found: dict[str, Setting] = {}
         while not self.took(")"):
             if found:
                 self.need(",", "',' or ')'")
-            at, key = self.at, self.found
-            if self.kind != "name":
+            if self.kind not in _NAMES:
                 raise self.expected("a hyper-parameter as key=value, or ')'")
+            plain = self.kind == "name"
+            at, key = self.name()
+            if not found and not (plain and not self.sees("(),+*")):
+                found[WRAPPED] = Setting(self.loss(1.0, key, at), at)
+                continue
             if key in found:
                 raise mistake(self.text, at, f"{key} is given twice: give it once.")
-            self.advance()
             self.need("=", f"'=' and a value for {key}")
             found[key] = Setting(self.value(), at)
         return found
 
-    def value(self) -> Value:
-        readers: dict[str, Callable[[str], Value]] = {
-            "number": lambda text: int(text) if re.fullmatch(r"-?\d+", text) else float(text),
-            "name": lambda word: _WORDS.get(word, word),
-        }
-        if self.kind not in readers:
-            raise self.expected("a number, true, false, null or a word")
-        value = readers[self.kind](self.found)
-        self.advance()
-        return value
+    def value(self) -> float | int | bool | str | Term | None:
+        if self.kind == "number":
+            text = self.found
+            self.advance()
+            return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
+        if self.kind not in _NAMES:
+            raise self.expected("a number, true, false, null, a word or a loss")
+        plain = self.kind == "name"
+        at, word = self.name()
+        return _WORDS.get(word, word) if plain and not self.sees("(") else self.loss(1.0, word, at)
+
+    def sees(self, signs: str) -> bool:
+        return self.kind == "sign" and self.found in signs
 
     def took(self, sign: str) -> bool:
         if self.kind != "sign" or self.found != sign:

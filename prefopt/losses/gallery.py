@@ -17,8 +17,8 @@ from prefopt.losses.registry import available, build
 from prefopt.records import SequenceLogprobs
 
 FORMATS = (".png", ".svg", ".pdf")
-WIDEST, LENGTH, NATS = 60.0, 50, 50.0
-"""Margins drawn, to either side, in nats; tokens of a completion; nats of it under the reference."""
+WIDEST, LENGTH, NATS, GAP = 60.0, 50, 50.0, 3.0
+"""Margins drawn, to either side, in nats; a completion's tokens, and its nats under the reference; a gap of scores."""
 _INK, _GRID, _CHOSEN, _REJECTED = "#222222", "#c9c9c9", "#2f6db3", "#d1662b"
 _COLUMNS = 5
 
@@ -42,7 +42,8 @@ def choose(names: Sequence[str]) -> list[Loss]:
 
     Raises RecipeError for an unknown name, and for a loss that is no function of one pair: of labels, or of a step.
     """
-    drawable = [n for n, kind in available().items() if kind.form == "paired" and kind.statistics == "none"]
+    kinds = available().items()
+    drawable = [n for n, k in kinds if k.form == "paired" and k.statistics == "none" and not k.extras]
     losses = [build(name) for name in names or drawable]
     for loss in losses:
         if loss.name not in drawable:
@@ -56,6 +57,8 @@ def choose(names: Sequence[str]) -> list[Loss]:
 def _why_not(loss: Loss) -> str:
     if loss.form != "paired":
         return "takes no pairs"
+    if loss.extras:
+        return "looks at more than a number a completion"
     return "depends on the other pairs of its step" if loss.statistics != "none" else "is none of the package by itself"
 
 
@@ -63,7 +66,7 @@ def curve(loss: Loss, points: int = 481) -> Curve:
     """Return the loss of pairs whose margin is shared evenly: chosen went up by half of it, rejected down.
 
     Both completions have `LENGTH` tokens and `NATS` under the reference, which a loss without reference sees as the
-    log-probs that the policy started from.
+    log-probs that the policy started from. Their scores are `GAP` apart.
     """
     margin = torch.linspace(-WIDEST, WIDEST, points, dtype=torch.float64)
     policy = torch.cat([margin / 2, -margin / 2]).sub(NATS).requires_grad_()
@@ -77,7 +80,7 @@ def curve(loss: Loss, points: int = 481) -> Curve:
             labelled=nothing,
             label=nothing.bool(),
             mismatched=nothing,
-            pair_score=torch.tensor([[1.0, 0.0]]).expand(points, 2),
+            pair_score=torch.tensor([[GAP, 0.0]]).expand(points, 2),
         )
     )
     (slope,) = torch.autograd.grad(output.loss.sum(), policy)
@@ -136,6 +139,6 @@ def _legend(figure: Any) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     figure.supxlabel(
         "log-ratio of chosen minus that of rejected, nats\n"
-        f"(shared evenly; completions of {LENGTH} tokens and {NATS:g} nats)",
+        f"(shared evenly; completions of {LENGTH} tokens and {NATS:g} nats, scored {GAP:g} apart)",
         fontsize=9,
     )

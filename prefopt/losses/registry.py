@@ -11,6 +11,7 @@ from typing import Any
 from prefopt.errors import RecipeError, nearest
 from prefopt.losses import expression, own
 from prefopt.losses.base import Loss
+from prefopt.losses.bradley_terry import BradleyTerry
 from prefopt.losses.mixture import Mixture, Share
 
 PACKAGE = "prefopt.losses"
@@ -54,7 +55,11 @@ def build(spec: str | Mapping[str, Any], **hyper: Any) -> Loss:
 
 def _of_term(text: str, term: expression.Term, more: dict[str, Any]) -> Loss:
     """Return the loss of one term of `text`; an error shows where its name or setting stands."""
-    settings = _together(text, {key: setting.value for key, setting in term.settings.items()}, more)
+    own: dict[str, Any] = {}
+    for key, setting in term.settings.items():
+        inner = setting.value
+        own[key] = _of_term(text, inner, {}) if isinstance(inner, expression.Term) else inner
+    settings = _together(text, own, more)
     try:
         return _one(term.name, settings)
     except RecipeError as error:
@@ -74,6 +79,7 @@ def _together(text: str, settings: Mapping[str, Any], more: Mapping[str, Any]) -
 
 def _one(name: str, settings: dict[str, Any]) -> Loss:
     kind = _kind(name)
+    settings = _wrapped(name, kind, settings)
     allowed = kind.hyper_names()
     for key in settings:
         if key not in allowed:
@@ -86,11 +92,32 @@ def _one(name: str, settings: dict[str, Any]) -> Loss:
     return loss
 
 
+def _wrapped(name: str, kind: type[Loss], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the loss that another one wraps built, under its own key."""
+    if expression.WRAPPED in settings:
+        if not kind.wraps:
+            raise RecipeError(f"The loss {name} takes no other loss in its parentheses: write key=value there.")
+        if kind.wraps in settings:
+            raise RecipeError(f"The loss {name} got {kind.wraps} twice: give it once.")
+        settings = {kind.wraps if key == expression.WRAPPED else key: value for key, value in settings.items()}
+    for key, value in settings.items():
+        if key == kind.wraps and not isinstance(value, Loss):
+            settings = {**settings, key: build(value)}
+        elif key != kind.wraps and isinstance(value, Loss):
+            raise RecipeError(f"{key} = {value.name} is not allowed for the loss {name}: it is a loss.")
+    return settings
+
+
 def _kind(name: str) -> type[Loss]:
     """Return the class of that name, or of `file.py:Class`."""
     if ":" in name:
         return own.load(name)
     kinds = available()
+    if name == BradleyTerry.name:
+        raise RecipeError(
+            f"The loss {name} is that of a reward model, on scalar rewards (`prefopt.losses.BradleyTerry`); a policy "
+            "takes dpo, which is the same of implicit rewards."
+        )
     if name not in kinds:
         raise RecipeError(f"There is no loss named {name!r}: choose {_listed(kinds)}{nearest(name, kinds)}")
     return kinds[name]

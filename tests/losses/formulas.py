@@ -5,7 +5,9 @@ Each function takes the loss (for its hyper-parameters) and the step, and return
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -192,6 +194,125 @@ def bco_unpaired(loss: Any, seqs: SequenceLogprobs) -> Tensor:
     return -(log_sigma(good - delta).sum() + log_sigma(delta - bad).sum())
 
 
+def odpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    gap = (seqs.pair_score[:, 0] - seqs.pair_score[:, 1]).double()
+    return -log_sigma_far(margins(loss, seqs) - loss.alpha * (gap.log() if loss.offset == "log" else gap)).sum()
+
+
+def reward_distance_dpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    a, b = margins(loss, seqs), loss.eta * (seqs.pair_score[:, 0] - seqs.pair_score[:, 1]).double()
+    if loss.distance == "squared":
+        return ((a - b) ** 2).sum()
+    p, q = 1 / (1 + (-b).exp()), 1 / (1 + (-a).exp())
+    if loss.distance == "reverse_kl":
+        p, q = q, p
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+
+
+def cal_dpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    chosen, rejected = (ratio.log() for ratio in ratios(seqs))
+    calibration = (chosen - 0.5 / loss.beta) ** 2 + (rejected + 0.5 / loss.beta) ** 2
+    return (-log_sigma(chosen - rejected) + loss.weight * calibration).sum()
+
+
+def beta_dpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    chosen, rejected = (ratio.log() for ratio in ratios(seqs))
+    gaps = (chosen - rejected).tolist()
+    centre = (1 - loss.momentum) * sum(gaps) / len(gaps)
+    kept = sorted(range(len(gaps)), key=lambda i: abs(gaps[i] - centre))[: int(loss.keep * len(gaps))]
+    beta = max(1e-3, loss.beta * (1 + loss.alpha * (sum(gaps[i] for i in kept) / len(kept) - centre)))
+    return -log_sigma_far(beta * (chosen - rejected)[kept]).sum()
+
+
+def ld_dpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    ratio = seqs.token.policy - seqs.token.reference
+    total = torch.zeros((), dtype=torch.float64)
+    for chosen, rejected in seqs.pair.tolist():
+        shorter = min(int(seqs.length[chosen]), int(seqs.length[rejected]))
+        own = [ratio[seqs.token.segment == index] for index in (chosen, rejected)]
+        w, lose = (part[:shorter].sum() + loss.alpha * part[shorter:].sum() for part in own)
+        total = total - log_sigma(loss.beta * (w - lose))
+    return total
+
+
+def tdpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    w, lose = ratios(seqs)
+    d_w, d_l = seqs.divergence[seqs.pair[:, 0]], seqs.divergence[seqs.pair[:, 1]]
+    if loss.detach_chosen:
+        d_w = torch.tensor(d_w.tolist(), dtype=torch.float64)
+    return -log_sigma(loss.beta * (w / lose).log() - loss.alpha * (loss.beta * d_l - loss.beta * d_w)).sum()
+
+
+def lists(loss: Any, seqs: SequenceLogprobs) -> list[tuple[Tensor, list[float]]]:
+    """Implicit rewards and scores of every list."""
+    reward = loss.beta * (seqs.policy - seqs.reference)
+    of = [(seqs.list_index == number).nonzero().flatten() for number in seqs.list_index.unique()]
+    return [(reward[seqs.listed[entries]], seqs.list_score[entries].double().tolist()) for entries in of]
+
+
+def plackett_luce(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for reward, score in lists(loss, seqs):
+        for i, own in enumerate(score):
+            below = [reward[j].exp() for j, other in enumerate(score) if other < own]
+            total = total - (reward[i].exp() / (reward[i].exp() + sum(below))).log()
+    return total
+
+
+def infonca(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for reward, score in lists(loss, seqs):
+        q = [math.exp(s / loss.temperature) for s in score]
+        for own, target in zip(reward, q, strict=True):
+            total = total - target / sum(q) * (own.exp() / reward.exp().sum()).log()
+    return total
+
+
+def nca_listwise(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for reward, score in lists(loss, seqs):
+        q = [math.exp(s / loss.temperature) for s in score]
+        for own, target in zip(reward, q, strict=True):
+            total = total - target / sum(q) * log_sigma(own) - log_sigma(-own) / len(q)
+    return total
+
+
+def lipo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for reward, score in lists(loss, seqs):
+        gain = [2 ** ((s - loss.lowest) / (loss.highest - loss.lowest)) - 1 for s in score]
+        order = sorted(range(len(score)), key=lambda i: (-reward[i].item(), -score[i], i))
+        discount = [1 / math.log(1 + 1 + order.index(i)) for i in range(len(score))]
+        for i, first in enumerate(score):
+            for j, second in enumerate(score):
+                if first > second:
+                    weight = abs(gain[i] - gain[j]) * abs(discount[i] - discount[j])
+                    total = total + weight * (1 + (reward[j] - reward[i]).exp()).log()
+    return total
+
+
+def wpo(loss: Any, seqs: SequenceLogprobs) -> Tensor:
+    """The other formula on every example by itself, times its completions' weights."""
+    likely = ((seqs.policy - seqs.log_sum_p2) / seqs.length).exp().tolist()
+    none = {"pair": seqs.pair[:0], "pair_score": None, "labelled": seqs.labelled[:0], "label": seqs.label[:0]}
+    alone = [
+        (pair, replace(seqs, **{**none, "pair": torch.tensor([pair])}))
+        for pair in (seqs.pair.tolist() if loss.form != "unpaired" else [])
+    ]
+    if loss.form != "paired":
+        alone += [
+            ([index], replace(seqs, **{**none, "labelled": torch.tensor([index]), "label": torch.tensor([label])}))
+            for index, label in zip(seqs.labelled.tolist(), seqs.label.tolist(), strict=True)
+            if label or loss.form == "unpaired"
+        ]
+    total = torch.zeros((), dtype=torch.float64)
+    for completions, example in alone:
+        named = completions[:1] if loss.form == "demonstration" else completions
+        weight = min(1.0, math.prod(likely[index] for index in named))
+        total = total + weight * FORMULAS[loss.of.name](loss.of, example)
+    return total
+
+
 def sft(loss: Any, seqs: SequenceLogprobs) -> Tensor:
     imitated = [*seqs.pair[:, 0].tolist(), *seqs.labelled[seqs.label].tolist()]
     return -torch.stack([seqs.policy[index] for index in imitated]).sum()
@@ -202,7 +323,8 @@ FORMULAS: dict[str, Callable[[Any, SequenceLogprobs], Tensor]] = {
     for function in (
         dpo, ipo, kto, robust_dpo, hinge, exo, nca, apo_zero, apo_down, sppo, discopop, dpo_norm, bco, aot,
         aot_unpaired, simpo, orpo, cpo, sft, dpo_positive, length_regularized_dpo, alphapo,
-        apo_zero_unpaired, bco_unpaired,
+        apo_zero_unpaired, bco_unpaired, odpo, reward_distance_dpo, cal_dpo, beta_dpo, ld_dpo, tdpo, plackett_luce,
+        infonca, nca_listwise, lipo, wpo,
     )
 }  # fmt: skip
 
@@ -226,5 +348,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dpo_positive": [{"penalty": 0.0}, {"penalty": 2.0}],
     "length_regularized_dpo": [{"alpha": 0.3}],
     "alphapo": [{"alpha": 1.0, "gamma": 0.0}],
+    "odpo": [{"alpha": 0.5}, {"offset": "linear"}],
+    "reward_distance_dpo": [{"distance": "reverse_kl"}, {"distance": "squared", "eta": 0.5}],
+    "cal_dpo": [{"weight": 0.5, "beta": 0.02}],
+    "beta_dpo": [{"alpha": 0.0}, {"keep": 1.0}, {"keep": 0.4, "momentum": 0.0}],
+    "ld_dpo": [{"alpha": 0.0}, {"alpha": 1.0}],
+    "tdpo": [{"alpha": 1.0, "detach_chosen": False}],
+    "infonca": [{"temperature": 0.2}],
+    "nca_listwise": [{"temperature": 0.2}],
+    "lipo": [{"lowest": -1.0, "highest": 3.0}],
+    "wpo": [{"of": "simpo"}, {"of": "ipo"}, {"of": "kto"}, {"of": "sft"}],
+    "bco": [{"running": False}],
+    "bco_unpaired": [{"running": False}],
 }
 """Settings beside the defaults that are worth a test of their own."""

@@ -45,12 +45,20 @@ def test_all_losses_of_a_single_pair_are_drawn_unless_some_are_named() -> None:
         "apo_zero_unpaired",
         "bco",
         "bco_unpaired",
+        "beta_dpo",
+        "infonca",
         "kto",
+        "ld_dpo",
+        "lipo",
+        "nca_listwise",
+        "plackett_luce",
         "sft",
+        "tdpo",
+        "wpo",
     }
 
 
-@pytest.mark.parametrize("name", ["aot", "kto"])
+@pytest.mark.parametrize("name", ["aot", "kto", "lipo", "tdpo"])
 def test_what_is_no_function_of_one_pair_is_not_drawn(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"The loss {name} can't be drawn .* Choose of alphapo, "):
         choose([name])
@@ -69,6 +77,9 @@ def test_the_catalogue_is_what_the_classes_declare() -> None:
     assert (aot.data, aot.needs_reference, aot.statistics) == ("labels or pairs", True, "step")
     assert (orpo.data, orpo.needs_reference, orpo.statistics) == ("pairs", False, "none")
     assert orpo.hyper == {"beta": 0.1}
+    assert entries["odpo"].data == "pairs with scores, chosen's the higher"
+    assert entries["lipo"].data == "scored lists, or pairs with scores"
+    assert entries["tdpo"].extras == ("the reference's distributions",)
     assert orpo.paper == "arXiv:2403.07691, Eqs. 6 and 7"
     assert orpo.meaning.startswith("Odds Ratio Preference Optimization: ")
     assert torch.tensor([len(entry.meaning) for entry in entries.values()]).max() < 118

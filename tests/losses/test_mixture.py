@@ -68,6 +68,8 @@ def test_a_part_without_examples_adds_nothing() -> None:
         ("2*kto", "unpaired", True, True, "mismatched"),
         ("2*sft", "demonstration", False, False, "none"),
         ("aot + dpo", "paired", True, False, "step"),
+        ("sft + plackett_luce + dpo", "listwise", True, False, "none"),
+        ("wpo(simpo) + sft", "paired", False, False, "none"),
     ],
 )
 def test_needs_are_those_of_all_parts(formula, form, reference, mismatched, statistics) -> None:
@@ -82,6 +84,8 @@ def test_needs_are_those_of_all_parts(formula, form, reference, mismatched, stat
         ("0.8*ipo(beta=0.2)+0.2*sft", "0.8*ipo(beta=0.2, average=true) + 0.2*sft"),
         (" hinge ( beta = 1e-2 ) + sft()", "hinge(beta=0.01) + sft"),
         ("ipo(average=false) + ipo", "ipo(beta=0.1, average=false) + ipo(beta=0.1, average=true)"),
+        ("2*wpo( hinge )", "2.0*wpo(of=hinge(beta=0.1))"),
+        ("wpo(of=sft) + sft", "wpo(of=sft) + sft"),
         (".5*dpo(divergence=js)",
          "0.5*dpo(beta=0.1, label_smoothing=0.0, divergence=js, alpha_coef=0.5)"),
     ],
@@ -99,6 +103,38 @@ def test_one_loss_with_settings_is_that_loss() -> None:
     assert not isinstance(loss, Mixture)
     assert loss.hyper() == {"beta": 0.3, "average": False}
     assert build("ipo(average=false)", beta=0.2).hyper() == {"beta": 0.2, "average": False}
+
+
+def test_a_loss_in_a_loss_is_written_in_every_way_that_a_loss_is() -> None:
+    expected = {"of": "ipo(beta=0.3, average=true)"}
+    for loss in (
+        build("wpo(ipo(beta=0.3))"),
+        build("wpo(of=ipo(beta=0.3))"),
+        build("wpo", of="ipo(beta=0.3)"),
+        build("wpo", of={"name": "ipo", "beta": 0.3}),
+        build("wpo", of=build("ipo", beta=0.3)),
+        build({"name": "wpo", "of": "ipo(beta=0.3)"}),
+        build({"name": "wpo", **expected}),
+    ):
+        assert (loss.name, loss.hyper()) == ("wpo", expected)
+
+
+def test_extras_and_scores_are_those_of_all_parts() -> None:
+    loss = build("wpo + 0.5*ld_dpo + tdpo")
+    assert loss.extras == {"log_sum_p2", "token", "divergence"}
+    assert (build("dpo + odpo").scores, build("odpo(offset=linear) + infonca").scores) == ("ordered", "given")
+    assert (build("dpo + sft").scores, build("dpo + sft").extras) == ("unused", frozenset())
+
+
+def test_a_part_for_pairs_sees_the_best_and_the_worst_of_each_list_that_prefers_one() -> None:
+    seqs = random_sequences(3)
+    lists = replace(seqs, pair=seqs.pair[:0], labelled=seqs.labelled[:0], label=seqs.label[:0])
+    pairs = replace(lists, pair=torch.tensor([[0, 5], [4, 3], [10, 9]]))
+    both = build("plackett_luce + dpo + kto + sft")(lists)
+    torch.testing.assert_close(both.parts[0].loss, build("plackett_luce")(seqs).loss)
+    torch.testing.assert_close(both.parts[1].loss, build("dpo")(pairs).loss)
+    torch.testing.assert_close(both.parts[2].loss, build("dpo + kto")(pairs).parts[1].loss)
+    torch.testing.assert_close(both.parts[3].loss, build("sft")(pairs).loss)
 
 
 def test_the_same_loss_twice_has_two_names() -> None:
@@ -120,7 +156,7 @@ def test_losses_can_be_mixed_in_python() -> None:
         ("0.8 dpo", "expected '*' between a number and its loss, found 'dpo'", 4),
         ("dpo sft", "expected '+' and another loss, or the end, found 'sft'", 4),
         ("dpo(beta 0.1)", "expected '=' and a value for beta, found '0.1'", 9),
-        ("dpo(beta=)", "expected a number, true, false, null or a word, found ')'", 9),
+        ("dpo(beta=)", "expected a number, true, false, null, a word or a loss, found ')'", 9),
         ("dpo(beta=0.1", "expected ',' or ')', found the end", 12),
         ("dpo(0.1)", "expected a hyper-parameter as key=value, or ')', found '0.1'", 4),
         ("dpo(beta=0.1 average=true)", "expected ',' or ')', found 'average'", 13),
@@ -135,6 +171,18 @@ def test_losses_can_be_mixed_in_python() -> None:
         ("dpo; import os", "expected '+' and another loss, or the end, found ';'", 3),
         ("__import__('os')", "expected a hyper-parameter as key=value, or ')', found \"'\"", 11),
         ("", "expected the name of a loss, found the end", 0),
+        ("wpo(dpo, beta=1)", "no hyper-parameter 'beta'", 9),
+        ("wpo(dpo(betta=1))", "no hyper-parameter 'betta'", 8),
+        ("wpo(ipoo)", "no loss named 'ipoo'", 4),
+        ("wpo(dpo, ipo)", "expected '=' and a value for ipo, found ')'", 12),
+        ("wpo(of=dpo, of=ipo)", "of is given twice", 12),
+        ("wpo(dpo, of=ipo)", "got of twice: give it once", 0),
+        ("wpo(0.5*dpo)", "expected a hyper-parameter as key=value, or ')', found '0.5'", 4),
+        ("wpo(dpo + sft)", "expected ',' or ')', found '+'", 8),
+        ("wpo(plackett_luce)", "of = plackett_luce is not allowed for the loss wpo: it takes lists", 0),
+        ("dpo(ipo)", "takes no other loss in its parentheses", 0),
+        ("dpo(beta=ipo())", "beta = ipo is not allowed for the loss dpo: it is a loss", 4),
+        ("dpo + lipo(lowest=2)", "highest = 1.0 is not allowed for the loss lipo", 6),
     ],
 )
 def test_a_mistake_is_shown_where_it_is(formula: str, sentence: str, caret: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefopt.losses import Loss, build
-from prefopt.records import SequenceLogprobs
+from prefopt.losses import BradleyTerry, Loss, PairRewards, build
+from prefopt.records import SequenceLogprobs, TokenLogprobs
 
 trl = pytest.importorskip("trl", reason="the extra `peers` is not installed")
 
@@ -29,13 +29,17 @@ class Model:
 
     training = True
 
-    def __init__(self, per_token: Tensor) -> None:
+    def __init__(self, per_token: Tensor, log_sum_p2: Tensor | None = None) -> None:
         self.per_token = per_token
+        self.log_sum_p2 = log_sum_p2
 
     def __call__(self, input_ids: Tensor, **kwargs: Any) -> SimpleNamespace:
         found = self.per_token[: len(input_ids)]
         nothing = torch.zeros_like(found)
-        return SimpleNamespace(log_probs=found, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+        return SimpleNamespace(
+            log_probs=found, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(),
+            log_sum_sq_probs=self.log_sum_p2,
+        )  # fmt: skip
 
 
 def trainer(kind: Any, model: Model, **settings: Any) -> Any:
@@ -91,7 +95,8 @@ def mean(loss: Loss, seqs: SequenceLogprobs) -> Tensor:
 def dpo_trainers(loss_type: str, policy: Tensor, reference: Tensor, **settings: Any) -> Tensor:
     """TRL's loss of these log-probs, by one of the loss types of its DPOTrainer."""
     settings = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "label_smoothing": 0.0, **settings}
-    peer = trainer(trl.DPOTrainer, Model(policy), loss_types=[loss_type], loss_weights=[1.0], **settings)
+    model = Model(policy, settings.pop("log_sum_p2", None))
+    peer = trainer(trl.DPOTrainer, model, loss_types=[loss_type], loss_weights=[1.0], **settings)
     batch = inputs(ref_chosen_logps=reference[:PAIRS], ref_rejected_logps=reference[PAIRS:])
     return peer._compute_loss(peer.model, batch, return_outputs=False)
 
@@ -125,6 +130,37 @@ def test_paired_losses_are_trls(
     policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
     expected = dpo_trainers(loss_type, policy, reference, beta=beta, **theirs)
     check(expected, policy, mean(build(name, beta=beta, **ours), pairs(mine.sum(1), reference)), mine)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_length_desensitized_dpo_is_trls(alpha: float) -> None:
+    policy, mine, frozen = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1)
+    shared = torch.minimum(LENGTHS[:PAIRS], LENGTHS[PAIRS:]).repeat(2)
+    weight = torch.where(torch.arange(TOKENS)[None] < shared[:, None], 1.0, torch.tensor(alpha, dtype=torch.float64))
+    real = torch.where(MASK, policy, 0.0)  # TRL's weights reach into the padding
+    expected = dpo_trainers("sigmoid", real, (frozen * weight).sum(1), beta=0.3, ld_alpha=alpha)
+    segment = torch.arange(len(LENGTHS)).repeat_interleave(LENGTHS)
+    seqs = replace(pairs(mine.sum(1), frozen.sum(1)), token=TokenLogprobs(mine[MASK], frozen[MASK], segment))
+    check(expected, policy, mean(build("ld_dpo", beta=0.3, alpha=alpha), seqs), mine)
+
+
+@pytest.mark.parametrize(
+    ("inner", "loss_type"), [("dpo(beta=0.3)", "sigmoid"), ("ipo(beta=0.3)", "ipo"), ("nca(beta=0.3)", "nca_pair")]
+)
+def test_weighted_losses_are_trls_but_for_its_weights_above_1(inner: str, loss_type: str) -> None:
+    policy, mine, reference = log_probs(0).requires_grad_(), log_probs(0).requires_grad_(), log_probs(1).sum(1)
+    # A token is never likelier than 1, so log p - log sum p^2 is at most -log p: these keep all weights below 1.
+    squares = torch.where(MASK, 0.3 * log_probs(0), 0.0)
+    expected = dpo_trainers(loss_type, policy, reference, beta=0.3, use_weighting=True, log_sum_p2=squares)
+    seqs = replace(pairs(mine.sum(1), reference), log_sum_p2=squares.sum(1))
+    loss = build(f"wpo({inner})")
+    check(expected, policy, mean(loss, seqs), mine)
+    # TRL goes on where the paper's authors stop at 1.
+    likely = replace(seqs, log_sum_p2=3 * log_probs(0).sum(1))
+    unlimited = dpo_trainers(
+        loss_type, policy, reference, beta=0.3, use_weighting=True, log_sum_p2=torch.where(MASK, 3 * log_probs(0), 0.0)
+    )
+    assert float(unlimited) > 1.5 * float(mean(loss, likely))
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.5])
@@ -311,3 +347,22 @@ def test_a_chosen_completion_far_below_its_reference_is_pulled_here_and_no_more_
     (ours,) = torch.autograd.grad(mean(loss, pairs(policy.sum(1), reference)), policy)
     assert theirs[:PAIRS].abs().max() == 0
     assert (ours[:PAIRS][MASK[:PAIRS]] < 0).all()
+
+
+@pytest.mark.parametrize("center", [None, 0.1])
+@pytest.mark.parametrize("margins", [False, True])
+def test_bradley_terry_is_that_of_trls_reward_trainer(center: float | None, margins: bool) -> None:
+    theirs, ours = (log_probs(0).sum(1).requires_grad_() for _ in range(2))
+    margin = log_probs(2).sum(1)[:PAIRS].abs()
+
+    class RewardModel:
+        training = True
+
+        def __call__(self, **kwargs: Any) -> SimpleNamespace:
+            return SimpleNamespace(logits=theirs[:, None])
+
+    args = SimpleNamespace(center_rewards_coefficient=center)
+    peer = trainer(trl.RewardTrainer, RewardModel(), args=args)
+    expected = peer.compute_loss(peer.model, inputs(**({"margin": margin} if margins else {})))
+    rewards = PairRewards(ours[:PAIRS], ours[PAIRS:], margin if margins else None)
+    check(expected, theirs, BradleyTerry(center=center or 0.0)(rewards).loss.mean(), ours)

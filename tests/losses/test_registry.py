@@ -34,12 +34,12 @@ def test_every_available_loss_builds_and_knows_its_own_name() -> None:
         assert isinstance(loss, kind)
         assert isinstance(loss, Loss)
         assert loss.name == name
-        assert loss.form in ("paired", "unpaired", "demonstration")
+        assert loss.form in ("paired", "unpaired", "listwise", "demonstration")
         assert kind.paper.startswith("arXiv:")
         assert kind.paper[6:16] in (kind.__doc__ or "")
         assert 40 < len(kind.meaning()) < 118
         assert not kind.meaning().endswith(".")
-        assert ("Raises RecipeError unless beta" in (kind.__doc__ or "")) == bool(loss.hyper())
+        assert ("Raises RecipeError unless beta" in (kind.__doc__ or "")) == bool("beta" in loss.hyper())
 
 
 def test_losses_are_listed_in_order_and_every_loss_of_the_package_is_there() -> None:
@@ -65,7 +65,7 @@ def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
 @pytest.mark.parametrize(
     ("spec", "hyper", "words"),
     [
-        ("dop", {}, r"There is no loss named 'dop': choose alphapo, .*, dpo, .*, sppo; did you mean 'dpo'\?"),
+        ("dop", {}, r"There is no loss named 'dop': choose alphapo, .*, dpo, .*, wpo; did you mean 'dpo'\?"),
         ("dpo", {"betta": 1}, r"The loss dpo has no hyper-parameter 'betta': .*; did you mean 'beta'\?"),
         ("dpo", {"beta": 0}, r"beta = 0 is not allowed for the loss dpo: it must be a number greater than 0\."),
         ("ipo", {"beta": -0.1}, r"beta = -0\.1 .* loss ipo: .* greater than 0"),
@@ -100,6 +100,22 @@ def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
         ("aot_unpaired", {"label_smoothing": -1}, r"label_smoothing = -1 .* at least 0"),
         ("simpo", {"gamma": -0.1}, r"gamma = -0\.1 .* at least 0"),
         ("cpo", {"nll_weight": -1}, r"nll_weight = -1 .* at least 0"),
+        ("odpo", {"alpha": -1}, r"alpha = -1 .* loss odpo: .* at least 0"),
+        ("odpo", {"offset": "root"}, r"offset = 'root' .* one of log, linear"),
+        ("reward_distance_dpo", {"eta": 0}, r"eta = 0 .* greater than 0"),
+        ("reward_distance_dpo", {"distance": "sq"}, r"distance = 'sq' .* one of kl, reverse_kl, squared"),
+        ("cal_dpo", {"weight": -1}, r"weight = -1 .* at least 0"),
+        ("beta_dpo", {"keep": 0}, r"keep = 0 .* greater than 0 and at most 1"),
+        ("beta_dpo", {"momentum": 1}, r"momentum = 1 .* at least 0 and less than 1"),
+        ("beta_dpo", {"alpha": -0.1}, r"alpha = -0\.1 .* at least 0"),
+        ("ld_dpo", {"alpha": 1.5}, r"alpha = 1\.5 .* at least 0 and at most 1"),
+        ("tdpo", {"alpha": -1}, r"alpha = -1 .* at least 0"),
+        ("tdpo", {"detach_chosen": 1}, r"detach_chosen = 1 .* true or false"),
+        ("infonca", {"temperature": 0}, r"temperature = 0 .* greater than 0"),
+        ("nca_listwise", {"temperature": -1}, r"temperature = -1 .* greater than 0"),
+        ("lipo", {"lowest": 1, "highest": 1}, r"highest = 1 .* greater than lowest \(1\)"),
+        ("bco", {"running": 1}, r"running = 1 .* true or false"),
+        ("wpo", {"of": 3}, r"A loss is a name or a mapping with a name, not 3"),
         ({"beta": 0.1}, {}, r"needs the key `name` \(alphapo, .*\); found only beta"),
         ({"name": "dpo", "beta": 0.1}, {"beta": 0.2}, r"got beta twice"),
         (3, {}, r"not 3"),

@@ -11,12 +11,14 @@ from prefopt.data.pack import build_packs
 from prefopt.errors import PrefoptError
 from prefopt.losses import available, build
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import FrozenModel, build_reference
+from prefopt.models.references import AdapterOff, FrozenModel, Reference, build_reference
+from prefopt.train.scored import check_extras
 from prefopt.train.step import run_step
 from tests.train.test_step import MIXTURES, all_groups, draw_examples, policy_of
 
-REFERENCES = ("auto", "adapter_off", "frozen_copy", "model", "none")
-FIXES = "Use a loss for labels|write 'reference: auto'"
+REFERENCES = ("auto", "adapter_off", "frozen_copy", "model", "log-probs alone", "none")
+FORMS = ("paired", "scored pairs", "unpaired", "listwise")
+FIXES = "Use a loss for labels|write 'reference: auto'|name their columns with data.columns.score_chosen"
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +32,45 @@ def other_model() -> PackedModel:
     return policy_of("llama")
 
 
+class Alone(AdapterOff):
+    """What a cache can give: the log-probs of the tokens that are there."""
+
+    name = "alone"
+    gives_states = False
+    states = Reference.states
+
+
 def prepare(loss, form, kind, policy, other_model):
     """Return data and reference as the trainer asks for them before anything is computed."""
-    data = draw_examples(3, 5, form).for_loss(loss.form, needs_mismatched=loss.needs_mismatched)
+    kind_of_data, scored = ("paired", True) if form == "scored pairs" else (form, False)
+    data = draw_examples(3, 5, kind_of_data, scored=scored)
+    data = data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched, scores=loss.scores)
     if kind == "model":
-        return data, FrozenModel(policy, other_model, "the test names it.")
-    return data, build_reference(kind, policy, needed=loss.needs_reference)
+        reference = FrozenModel(policy, other_model, "the test names it.")
+    elif kind == "log-probs alone":
+        reference = Alone(policy, "the test wants it.", starts_equal=False)
+    else:
+        reference = build_reference(kind, policy, needed=loss.needs_reference)
+    check_extras(loss, policy, reference)
+    return data, reference
+
+
+def can_work(loss, form, kind) -> bool:
+    if form == "unpaired" and (loss.form in ("paired", "listwise") or loss.scores != "unused"):
+        return False  # nothing to compare
+    if form == "paired" and loss.scores != "unused":
+        return False  # no scores
+    if kind == "log-probs alone" and "divergence" in loss.extras:
+        return False  # no distributions
+    return not (loss.needs_reference and kind == "none")
 
 
 @pytest.mark.parametrize("kind", REFERENCES)
-@pytest.mark.parametrize("form", ["paired", "unpaired"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*available(), *MIXTURES])
 def test_it_learns_or_says_what_to_do(policy, other_model, name, form, kind) -> None:
     loss = build(name)
-    if (loss.form, form) == ("paired", "unpaired") or (loss.needs_reference and kind == "none"):
+    if not can_work(loss, form, kind):
         with pytest.raises(PrefoptError, match=FIXES):
             prepare(loss, form, kind, policy, other_model)
         return

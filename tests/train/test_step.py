@@ -51,7 +51,7 @@ def policy() -> PackedModel:
     return policy_of("llama")
 
 
-def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
+def draw_examples(seed: int, count: int, form: str, *, scored: bool = True) -> PreferenceData:
     draw = random.Random(seed)
 
     def tokens(longest: int) -> tuple[int, ...]:
@@ -62,14 +62,20 @@ def draw_examples(seed: int, count: int, form: str) -> PreferenceData:
     for number in range(count):
         prompt = prompts[number % len(prompts)]
         if form == "paired":
-            examples.append(Example(prompt, ((1, *tokens(8)), (2, *tokens(8)))))
+            scores = (2.0 + draw.random(), 2.0 * draw.random()) if scored else ()
+            examples.append(Example(prompt, ((1, *tokens(8)), (2, *tokens(8))), scores=scores))
+        elif form == "listwise":
+            scores = tuple(sorted((float(draw.randrange(4)) for _ in range(draw.randint(2, 4))), reverse=True))
+            scores = (4.0, *scores[1:])  # no list without a preference
+            examples.append(Example(prompt, tuple((i + 3, *tokens(6)) for i in range(len(scores))), scores=scores))
         else:
             examples.append(Example(prompt, ((number, *tokens(8)),), label=draw.random() < 0.5))
     return PreferenceData(form, examples)
 
 
 def data_for(seed: int, loss: Loss) -> PreferenceData:
-    return draw_examples(seed, 6, "paired" if loss.form == "paired" else "unpaired").for_loss(loss.form)
+    form = loss.form if loss.form in ("paired", "listwise") else "unpaired"
+    return draw_examples(seed, 6, form).for_loss(loss.form, scores=loss.scores)
 
 
 def step(
@@ -107,6 +113,10 @@ MIXTURES = [
     "kto(beta=0.5) + 0.5*sft",
     "ipo(beta=0.5) + 2*kto(beta=0.5)",
     "dpo + 0.1*aot_unpaired + sft",
+    "plackett_luce(beta=0.5) + 0.5*dpo + 0.1*sft",
+    "infonca + kto(beta=0.5)",
+    "wpo(kto(beta=0.5))",
+    "wpo(tdpo(beta=0.5)) + 0.3*ld_dpo + 0.2*bco",
 ]
 OTHERS = [*sorted(available().keys() - {"dpo", "ipo", "kto"}), *MIXTURES]
 WHOLE_STEP = [name for name in OTHERS if build(name).statistics == "step"]

@@ -183,3 +183,82 @@ def test_missing_pairs_are_told_before_a_model_loads(
     path = recipe(tmp_path, tiny_model, tmp_path / "run")
     with pytest.raises(DataError, match=r"absent\.jsonl is missing"):
         workflow.eval_pairs_run(path, data=str(tmp_path / "absent.jsonl"))
+
+
+LISTS = [
+    {
+        "prompt": row["prompt"],
+        "completions": [row["rejected"], row["chosen"], row["chosen"][:1] + row["rejected"][1:]],
+        "scores": [1, 5, 2],
+    }
+    for row in pair_rows(24)
+]
+
+
+def lists_trainer(folder: Path, model: Path, loss: str, **options: object) -> PreferenceTrainer:
+    policy, tokenizer = prefopt.load_policy(str(model), dtype="float32", lora={"r": 4})
+    data = prefopt.load_preferences(LISTS, tokenizer)
+    settings = {"examples_per_step": 8, "learning_rate": 1e-2, "save_strategy": "no", "token_budget": 500, **options}
+    args = PreferenceArguments(output_dir=str(folder), **settings)
+    return PreferenceTrainer(policy, data, build(loss), "auto", args, eval_data=data, tokenizer=tokenizer)
+
+
+def test_a_listwise_loss_learns_the_order_of_scored_lists(tmp_path: Path, tiny_model: Path) -> None:
+    trainer = lists_trainer(tmp_path, tiny_model, "plackett_luce", num_train_epochs=5)
+    trainer.train()
+    records = logged(trainer)
+    assert records[0]["loss"] == pytest.approx(math.log(6), abs=1e-5)
+    after = trainer.evaluate()
+    assert after["eval_loss"] < math.log(6) - 0.2
+    assert after["eval_rewards/accuracies"] > 0.9
+
+
+def test_scored_lists_serve_losses_of_pairs_and_labels(tmp_path: Path, tiny_model: Path) -> None:
+    pairs = lists_trainer(tmp_path, tiny_model, "odpo(alpha=0.5)", max_steps=2)
+    assert (len(pairs.data), pairs.data[0].scores) == (24, (5.0, 1.0))
+    pairs.train()
+    # gaps of 4: log(1 + 4^0.5)
+    assert logged(pairs)[0]["loss"] == pytest.approx(math.log(3), abs=1e-5)
+    labels = lists_trainer(tmp_path, tiny_model, "kto", max_steps=1)
+    assert len(labels.data) == 48
+
+
+@pytest.mark.parametrize("loss", ["tdpo", "ld_dpo", "wpo(ipo(beta=1)) + 0.1*bco"])
+def test_extras_reach_the_loss_also_with_activation_checkpointing(tmp_path: Path, tiny_model: Path, loss: str) -> None:
+    plain = make_trainer(tmp_path / "a", tiny_model, loss, max_steps=4)
+    checkpointed = make_trainer(tmp_path / "b", tiny_model, loss, max_steps=4, activation_checkpointing=True)
+    plain.train()
+    checkpointed.train()
+    expected, found = ([r["loss"] for r in logged(t)] for t in (plain, checkpointed))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
+    assert math.isfinite(plain.evaluate()["eval_loss"])
+
+
+def test_a_divergence_with_all_weights_in_training_is_refused_before_the_first_step(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32")
+    data = prefopt.load_preferences(pair_rows(4), tokenizer)
+    with pytest.raises(RecipeError, match=r"the loss tdpo has no gradient for a head that trains, .* set model\.lora"):
+        PreferenceTrainer(policy, data, build("tdpo"), "auto", PreferenceArguments(output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("loss", ["bco", "beta_dpo + 0.1*sft"])
+def test_what_a_loss_remembers_survives_a_checkpoint_and_evaluation_leaves_it_alone(
+    tmp_path: Path, tiny_model: Path, loss: str
+) -> None:
+    # Without dropout two runs are the same, evaluated in between or not.
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    whole = make_trainer(tmp_path / "a", tiny_model, loss, **options)
+    whole.train()
+    first = make_trainer(tmp_path / "b", tiny_model, loss, eval_strategy="steps", eval_steps=1, **options)
+    first.train()
+    assert first.loss_module.state_dict().keys() == whole.loss_module.state_dict().keys()
+    resumed = make_trainer(tmp_path / "b", tiny_model, loss, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    for name, value in whole.loss_module.state_dict().items():
+        assert bool(value.any())
+        assert torch.equal(first.loss_module.state_dict()[name], value)
+        assert torch.equal(resumed.loss_module.state_dict()[name], value)
+    assert [r["loss"] for r in logged(resumed)] == [r["loss"] for r in logged(whole)]
