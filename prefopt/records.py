@@ -15,6 +15,8 @@ from torch import Tensor
 
 Scores = Literal["unused", "given", "ordered"]
 """What a loss asks of scores: nothing; one for every completion; in a pair, chosen's above rejected's besides."""
+LARGEST_SCORE = torch.finfo(torch.float32).max
+"""Scores travel in float32."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prefopt import environment
 from prefopt.data import PreferenceData, load_preferences
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, RecipeError, RunError
-from prefopt.eval import PairEvaluation, evaluate_pairs
+from prefopt.eval import PairEvaluation, evaluate_pairs, held_out_pairs
 from prefopt.models import load_policy
 from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
@@ -40,7 +40,7 @@ class RunResult:
 
     path: Path
     before: PairEvaluation | None
-    """Held-out pairs before training; None without paired held-out data."""
+    """Held-out pairs before training; None without held-out data that compare completions."""
     after: PairEvaluation | None
     """The same pairs after training."""
     train_seconds: float
@@ -86,15 +86,16 @@ def train_run(
         tokenizer=tokenizer,
         callbacks=[MetricsFile(run / METRICS), *progress, *callbacks],
     )
-    unused = len(data) - len(trainer.data)
-    left_out = f" ({unused} undesirable completions are not imitated)" if unused > 0 else ""
-    say(f"data: {len(trainer.data)} examples to learn from{left_out}, {len(held_out) if held_out else 0} held out")
+    pairs = _pairs(held_out, say)
+    measured = pairs or held_out
+    say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")
+    _write(run / DATA, {"train": trainer.data.summary.to_dict(), "eval": measured and measured.summary.to_dict()})
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
 
     if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
         say("measuring before training")
-        _evaluate(trainer.packed, trainer.reference, held_out, recipe, run / BEFORE)
+        _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / BEFORE)
         _write(run / SAMPLES, [{**s, "after": []} for s in _sample(recipe, model, tokenizer, held_out, "before")])
     try:
         output = trainer.train(resume_from_checkpoint=resume)
@@ -103,7 +104,7 @@ def train_run(
             line.close()
     save_result(model, tokenizer, run)
     say("measuring after training")
-    after = _evaluate(trainer.packed, trainer.reference, held_out, recipe, run / AFTER)
+    after = _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / AFTER)
     drawn = json.loads((run / SAMPLES).read_text())
     tuned = _sample(recipe, model, tokenizer, held_out, "after")
     _write(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
@@ -159,8 +160,6 @@ def _load_data(
     held_out = None
     if options.eval is not None:
         held_out = load_held_out(recipe, tokenizer, options.eval, rejected_to=run / f"eval_{REJECTED}")
-    summaries = {"train": data.summary.to_dict(), "eval": held_out and held_out.summary.to_dict()}
-    (run / DATA).write_text(json.dumps(summaries, indent=1))
     return data, held_out
 
 
@@ -175,13 +174,29 @@ def load_held_out(
     return load_preferences(source, tokenizer, rejected_to=rejected_to, **recipe.data.options("eval"))
 
 
-def _evaluate(
-    packed: PackedModel, reference: Reference, data: PreferenceData | None, recipe: Recipe, path: Path
-) -> PairEvaluation | None:
-    """Measure held-out pairs and keep the numbers in `path`; labelled completions have no pairs to measure."""
-    if data is None or data.form != "paired":
+def _counted(data: PreferenceData) -> str:
+    """Say how many examples there are and which were left out."""
+    return f"{len(data)} examples" + "".join(f" ({note})" for note in data.summary.notes)
+
+
+def _pairs(held_out: PreferenceData | None, say: Callable[[str], None]) -> PreferenceData | None:
+    """Return the pairs to measure: labelled completions have none, and where no list prefers anything, say so."""
+    if held_out is None or held_out.form == "unpaired":
         return None
-    evaluation = evaluate_pairs(packed, reference, data, recipe.eval, beta=recipe.loss.build().beta)
+    try:
+        return held_out_pairs(held_out)
+    except DataError as error:
+        say(f"held out: no pair to measure. {error}")
+        return None
+
+
+def _evaluate(
+    packed: PackedModel, reference: Reference, pairs: PreferenceData | None, recipe: Recipe, path: Path
+) -> PairEvaluation | None:
+    """Measure held-out pairs, where there are any, and keep the numbers in `path`."""
+    if pairs is None:
+        return None
+    evaluation = evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
     _write(path, evaluation.to_dict())
     return evaluation
 
@@ -253,26 +268,28 @@ def eval_pairs_run(
 
     Args:
         run_or_recipe: a run directory, or a recipe file, whose model is measured as it is.
-        data: pairs to measure on instead of the recipe's `data.eval`.
+        data: pairs, or scored lists, to measure on instead of the recipe's `data.eval`.
         token_budget: tokens computed at once; None takes `eval.token_budget`.
 
     Raises:
         RecipeError: there is no data to measure on.
-        DataError: the data is missing, or has no pairs.
+        DataError: the data is missing, or has no pairs and no lists that prefer one completion to another.
     """
     is_run = run_or_recipe.is_dir()
     recipe = _run_recipe(run_or_recipe) if is_run else load_recipe(run_or_recipe)
     source = data or recipe.data.eval
     if source is None:
-        raise RecipeError(f"{run_or_recipe} names no data.eval to measure on; give pairs by --data FILE.")
+        raise RecipeError(
+            f"{run_or_recipe} names no data.eval to measure on; give pairs or scored lists by --data FILE."
+        )
     open_sources(source, recipe.data)  # a missing file is told before a model loads
     if is_run:
         model, tokenizer, _ = load_run(run_or_recipe)
     else:
         model, tokenizer = load_policy(recipe.model, trainable=False)
     held_out = load_held_out(recipe, tokenizer, source)
-    if held_out.form != "paired":
-        raise DataError(f"{source} holds labelled completions, not pairs; give pairs by --data FILE.")
+    if held_out.form == "unpaired":
+        raise DataError(f"{source} holds labelled completions, not pairs; give pairs or scored lists by --data FILE.")
     packed = PackedModel(model)
     loss = recipe.loss.build()
     compared = is_run and loss.needs_reference and recipe.reference.kind != "none"

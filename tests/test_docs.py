@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from prefopt.data import DataOptions
 from prefopt.data.config import DataConfig
+from prefopt.data.formats import FIELDS, TRAINABLE, recognise
 from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
@@ -82,6 +84,15 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields} - set(sections)
     shown = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/recipe.md").read_text(), flags=re.MULTILINE)
     assert sorted(shown) == sorted(keys)
+
+
+def test_every_format_is_documented_with_its_columns_and_a_row_that_is_one() -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| `(\{.*\})`", page, flags=re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(TRAINABLE)
+    for name, columns, row in rows:
+        assert recognise([json.loads(row)], DataOptions(), source="docs").name == name
+        assert columns == ", ".join(FIELDS[name])
 
 
 def test_every_loss_is_documented_with_its_defaults_its_paper_and_what_it_needs() -> None:

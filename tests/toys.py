@@ -67,6 +67,19 @@ def pair_rows(count: int, *, seed: int = 0) -> list[dict[str, object]]:
     return rows
 
 
+def list_rows(count: int, *, tied: bool = False) -> list[dict[str, object]]:
+    """Return `pair_rows` as lists, the rejected answer first and one between; `tied` lists prefer none."""
+    scores = [1, 1, 1] if tied else [0.0, 0.5, 1.0]
+    return [
+        {
+            "prompt": row["prompt"],
+            "completions": [row["rejected"], [{"role": "assistant", "content": "perhaps"}], row["chosen"]],
+            "scores": scores,
+        }
+        for row in pair_rows(count)
+    ]
+
+
 def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -22,7 +22,9 @@ def inspect(
         typer.Option(help="Model whose tokenizer and chat template are used; without, lengths are characters."),
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 3,
-    data_format: Annotated[str, typer.Option("--format", help="auto, pairs, implicit_pairs or labels.")] = "auto",
+    data_format: Annotated[
+        str, typer.Option("--format", help="auto, pairs, implicit_pairs, labels or lists.")
+    ] = "auto",
     column: Annotated[
         list[str] | None,
         typer.Option(help="Where a field has another name: prompt=question. Repeatable.", show_default=False),

@@ -22,7 +22,9 @@ def pairs(
             show_default=False,
         ),
     ],
-    data: Annotated[str | None, typer.Option(help="Pairs to measure on, instead of the recipe's data.eval.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Pairs or lists to measure on, instead of the recipe's data.eval.")
+    ] = None,
     token_budget: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens computed at once, instead of the recipe's: memory and time, not numbers."),
@@ -32,7 +34,8 @@ def pairs(
     """Measure on held-out pairs how often a model prefers the chosen completion.
 
     Shares come with 95 % intervals and ties are counted apart. **log-prob** asks what the model would rather
-    say, **reward** what training taught it beyond its reference.
+    say, **reward** what training taught it beyond its reference. Of scored lists the best and the worst completion are
+    a pair.
 
     **Examples**
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.summary import DataSummary
 from prefopt.errors import DataError
-from prefopt.records import Scores
+from prefopt.records import LARGEST_SCORE, Scores
 
 Form = Literal["paired", "unpaired", "listwise"]
 
@@ -163,7 +163,7 @@ class PreferenceData:
         desirable ones are imitated. Labels can't become pairs or lists.
 
         A pair without scores, or where `scores` is "unused", is a list with the scores 1 and 0. A list whose scores
-        are all equal makes no pair; how many are left out stands in `summary.notes`.
+        are all equal makes no pair; how many examples are left out stands in `summary.notes`.
 
         Raises:
             DataError: labels where completions are compared; no desirable completion to imitate; lists that prefer
@@ -217,23 +217,22 @@ class PreferenceData:
 
     def _as_pairs(self) -> PreferenceData:
         """Return the best and the worst completion of each list that prefers one to another."""
-        decided = [example for example in self if example.scores[0] > example.scores[-1]]
+        decided = [example for example in self if np.float32(example.scores[0]) > np.float32(example.scores[-1])]
         if not decided:
             raise DataError(
-                "This loss compares a chosen with a rejected completion, but the scores of every list of the data are "
+                "The best and the worst completion of a list are a pair, but the scores of every list of the data are "
                 "all equal. Give lists that prefer one completion to another."
             )
         pairs = (
             replace(e, completions=(e.completions[0], e.completions[-1]), scores=(e.scores[0], e.scores[-1]))
             for e in decided
         )
-        return PreferenceData("paired", pairs, summary=self._noted(len(self) - len(decided)))
+        equal = len(self) - len(decided)
+        note = f"{equal} of {len(self)} lists make no pair: all of their scores are equal" if equal else ""
+        return PreferenceData("paired", pairs, summary=self._noted(note))
 
-    def _noted(self, equal: int) -> DataSummary:
-        if not equal:
-            return self.summary
-        note = f"{equal} of {len(self)} lists make no pair: all of their scores are equal"
-        return replace(self.summary, notes=(*self.summary.notes, note))
+    def _noted(self, note: str) -> DataSummary:
+        return replace(self.summary, notes=(*self.summary.notes, note)) if note else self.summary
 
     def _as_lists(self, scores: Scores) -> PreferenceData:
         if self.form == "listwise":
@@ -256,7 +255,8 @@ class PreferenceData:
                 "data.columns.score_rejected, or use a loss that needs none (`prefopt losses` lists them)."
             )
         first = self._prompts - np.arange(len(self))
-        wrong = np.flatnonzero(self._scores[first] <= self._scores[first + 1]).tolist()
+        chosen, rejected = (self._scores[first + i].astype(np.float32) for i in range(2))
+        wrong = np.flatnonzero(chosen <= rejected).tolist()
         if scores == "ordered" and self.form == "paired" and wrong:
             raise DataError(
                 f"This loss needs chosen to be scored above rejected, and in {len(wrong)} of {len(self)} pairs it "
@@ -285,7 +285,9 @@ class PreferenceData:
                 "This loss imitates desirable completions, but every completion of the data is labelled undesirable."
             )
         examples = (Example(e.prompt, e.completions[:1], True, e.source, e.meta) for e in wanted)
-        return PreferenceData("unpaired", examples, summary=self.summary)
+        unwanted = len(self) - len(wanted)
+        note = f"{unwanted} undesirable completions are not imitated" if unwanted else ""
+        return PreferenceData("unpaired", examples, summary=self._noted(note))
 
     def _check_mismatched(self) -> None:
         """Every example needs one of another prompt whose completion is none of its own: count them by exclusion."""
@@ -353,7 +355,7 @@ def _check(form: Form, example: Example) -> None:
     expected = {"paired": "2", "unpaired": "1"}.get(form)
     if (found < 2) if expected is None else (str(found) != expected):
         raise DataError(f"{where} has {found} completions; {form} data needs {expected or 'at least 2'} an example.")
-    if (form == "listwise" or scores) and (len(scores) != found or not np.isfinite(scores).all()):
+    if (form == "listwise" or scores) and (len(scores) != found or not (np.abs(scores) <= LARGEST_SCORE).all()):
         raise DataError(
             f"{where} has the scores {list(scores)}; each of its {found} completions needs a finite number."
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from prefopt.data.config import DataOptions
 from prefopt.errors import DataError, nearest
+from prefopt.records import LARGEST_SCORE
 
 SAMPLE = 200
 """Rows that are looked at."""
@@ -35,7 +37,8 @@ FORMS: dict[str, FormName] = {
 PAIR_SCORES = ("score_chosen", "score_rejected")
 """Fields that a pair may have beside the others."""
 TRAINABLE = ("pairs", "implicit_pairs", "labels", "lists")
-SCORABLE = tuple(FIELDS)
+SCORABLE = tuple(name for name in FIELDS if name != "lists")
+"""Of a row that is only to be scored its completions count, in the order in which they stand."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +82,39 @@ def recognise(
     name = _choose(options.format, present, found, columns, source, allowed)
     held = {field_: columns[field_] for field_ in FIELDS[name]}
     format_ = _by_values(name, held, rows, "data.format says so" if options.format != "auto" else "")
-    return _with_scores(format_, rows, tuple(columns[name] for name in PAIR_SCORES), renamed.keys() & {*PAIR_SCORES})
+    named = bool(renamed.keys() & {*PAIR_SCORES})
+    return _with_scores(format_, rows, tuple(columns[name] for name in PAIR_SCORES), found, source, named=named)
 
 
 def _with_scores(
-    format_: Format, rows: Sequence[Mapping[str, Any]], columns: tuple[str, ...], named: Collection[str]
+    format_: Format,
+    rows: Sequence[Mapping[str, Any]],
+    columns: tuple[str, ...],
+    found: Collection[str],
+    source: str,
+    *,
+    named: bool,
 ) -> Format:
     """Add the columns of a pair's scores where most rows have numbers in both, or where the options name them."""
-    numbers = _share(rows, lambda r: all(is_number(r.get(c)) for c in columns)) >= 0.5
-    if format_.form != "paired" or not (numbers or named):
+    if format_.form != "paired":
+        return format_
+    if named and (lacking := [column for column in columns if column not in found]):
+        raise DataError(
+            f"data.columns names where the scores of pairs are, but {source} lacks {_list(lacking)}; it has the "
+            f"columns {_list(found)}. Name both, with data.columns.score_chosen and data.columns.score_rejected."
+        )
+    if not named and _share(rows, lambda r: all(is_number(r.get(c)) for c in columns)) < 0.5:
         return format_
     return replace(
         format_, score_columns=columns, why=f"{format_.why}; their scores are in the columns {_list(columns)}"
     )
 
 
-def is_number(value: object) -> bool:
-    """Whether `value` is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number that float32 can hold, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return bool(-LARGEST_SCORE <= value <= LARGEST_SCORE)
 
 
 def _choose(

@@ -186,7 +186,9 @@ def _split(index: int, group: Group, cost: Callable[[Group], int], limit: int) -
     wholes.update({(c,): None for c in range(len(group.completions)) if c not in together})
     parts: list[Part] = []
     held: tuple[int, ...] = ()
-    for whole in wholes:
+    for whole in sorted(wholes, key=len, reverse=True):  # a smaller one may be part of a larger one
+        if any({*whole} <= {*done} for done in (held, *(part.completions for part in parts))):
+            continue
         grown = tuple(sorted({*held, *whole}))
         if held and cost(Group(group.prompt, tuple(group.completions[c] for c in grown))) > limit:
             parts.append(_part(index, group, held))

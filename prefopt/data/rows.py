@@ -55,8 +55,10 @@ def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False)
     scores: tuple[float, ...] = ()
     if "completions" in format_.columns:
         completions = _field(row, format_, "completions")
-        if not isinstance(completions, list | tuple) or not completions:
+        if not isinstance(completions, list | tuple):
             raise RowError("wrong type", f"'completions' is {_kind(completions)}, not a list of completions")
+        if not completions:
+            raise RowError("empty completion", "a list of no completions")
         if "scores" in format_.columns:
             completions, scores = _best_first(completions, _field(row, format_, "scores"))
     else:
@@ -100,7 +102,7 @@ def _best_first(completions: Sequence[Any], scores: Any) -> tuple[list[Any], tup
 
 def _score(value: Any, column: str) -> float:
     if not is_number(value):
-        raise RowError("wrong type", f"'{column}' holds {value!r:.40}; a score must be a finite number")
+        raise RowError("wrong type", f"'{column}' holds {value!r:.40}; a score must be a finite number (of float32)")
     return float(value)
 
 

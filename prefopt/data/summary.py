@@ -53,7 +53,7 @@ class DataSummary:
     """Share of labelled completions that are desirable."""
     distinct_prompts: int = 0
     duplicates: int = 0
-    """Examples that repeat an earlier one token by token, label included."""
+    """Examples that repeat an earlier one token by token, its label or the scores of its list included."""
     boundary_fallbacks: int = 0
     """Rows in which a token spanned prompt and completion, so that the completion was cut at the character."""
     altered_prompts: int = 0

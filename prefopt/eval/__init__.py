@@ -15,10 +15,11 @@ from prefopt.eval.pairs import PairEvaluation, PairMetrics, PairScores, Slice, b
 
 if TYPE_CHECKING:
     from prefopt.eval.evaluate import evaluate_pairs
-    from prefopt.eval.score import pair_logprobs, score_completions
+    from prefopt.eval.score import held_out_pairs, pair_logprobs, score_completions
 
 _LAZY = {
     "evaluate_pairs": "evaluate",
+    "held_out_pairs": "score",
     "pair_logprobs": "score",
     "score_completions": "score",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "accuracy",
     "bin_edges",
     "evaluate_pairs",
+    "held_out_pairs",
     "human_agreement",
     "mean",
     "pair_logprobs",

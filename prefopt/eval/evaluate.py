@@ -12,7 +12,7 @@ from prefopt.errors import DataError, nearest
 from prefopt.eval.config import EvalConfig
 from prefopt.eval.intervals import Floats, mean
 from prefopt.eval.pairs import PairEvaluation, Slice, bin_edges, pair_metrics, slice_pairs
-from prefopt.eval.score import pair_logprobs
+from prefopt.eval.score import held_out_pairs, pair_logprobs
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 
@@ -34,17 +34,19 @@ def evaluate_pairs(
     Args:
         policy: the model to measure.
         reference: what its implicit reward is taken against; None for the measures that need none.
-        data: pairs.
+        data: pairs, or lists, of which the best and the worst completion are measured.
         config: token budget, slices and resamples.
         beta: scales the implicit reward, as in the loss.
         seed: decides the bootstrap intervals.
 
     Raises:
-        DataError: labelled data, no pairs, or a slice or human column that the data does not have as numbers.
+        DataError: labelled data, no pairs, lists that prefer nothing, or a slice or human column that the data does
+            not have as numbers.
     """
     options = config or EvalConfig()
     if not len(data):
         raise DataError("There is no pair to evaluate on: name a file with at least one usable pair.")
+    data = held_out_pairs(data)
     # Columns first: a wrong name should not cost a pass over the data.
     meta = [example.meta for example in data.examples]
     values = None if options.slice_by is None else _column(meta, options.slice_by, "eval.slice_by")

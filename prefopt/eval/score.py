@@ -59,21 +59,30 @@ def score_completions(
 def pair_logprobs(
     policy: PackedModel, data: PreferenceData, *, reference: Reference | None = None, token_budget: int = 8192
 ) -> PairScores:
-    """Score every pair of `data` with the policy and, where one is given, the reference, on the same packs.
+    """Score every one of `held_out_pairs` with the policy and, where one is given, the reference, on the same packs.
 
-    Raises DataError for labelled data.
+    Raises DataError as `held_out_pairs`.
     """
-    if data.form != "paired":
-        raise DataError(
-            "This evaluation compares a chosen with a rejected completion, but the data has labelled completions. "
-            "Name a file of pairs as the evaluation data."
-        )
+    data = held_out_pairs(data)
     scores, frozen = _score(data.examples, policy, reference, token_budget)
     return PairScores(
         policy=scores.reshape(-1, 2),
         reference=None if frozen is None else frozen.reshape(-1, 2),
         length=data.completion_lengths.astype(np.int64).reshape(-1, 2),
     )
+
+
+def held_out_pairs(data: PreferenceData) -> PreferenceData:
+    """Return the pairs that an evaluation compares: of lists the best and the worst completion of each.
+
+    Raises DataError for labelled data, and where the scores of every list are all equal.
+    """
+    if data.form == "unpaired":
+        raise DataError(
+            "This evaluation compares a chosen with a rejected completion, but the data has labelled completions. "
+            "Name a file of pairs or lists as the evaluation data."
+        )
+    return data.for_loss("paired")
 
 
 @torch.no_grad()

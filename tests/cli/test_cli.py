@@ -12,7 +12,7 @@ import pytest
 
 from prefopt import cli
 from prefopt.losses import available
-from tests.toys import pair_rows
+from tests.toys import list_rows, pair_rows, write_rows
 
 VERBS = ["demo", "train", "eval pairs", "chat", "data inspect", "losses", "losses plot", "doctor", "version"]
 PAIRS = '{"prompt": "Is it good?", "chosen": " It is.", "rejected": " No."}\n'
@@ -211,6 +211,20 @@ def test_data_inspect_says_what_a_file_is_on_stdout(
     assert code == 0
     summary = json.loads(out)["summary"]
     assert (summary["rows_used"], summary["unit"], summary["duplicates"]) == (4, "tokens", 3)
+
+
+def test_data_inspect_says_what_lists_are(prefopt: Callable[..., Ended], tmp_path: Path, tiny_model: Path) -> None:
+    source = str(write_rows(tmp_path / "lists.jsonl", list_rows(3)))
+    code, out, err = prefopt("data", "inspect", source, "--rows", "1")
+    assert (code, err) == (0, "")
+    assert "lists, because it has the columns 'prompt', 'completions', 'scores'" in out
+    assert "3 completions a list" in out
+    assert out.index("score 1") < out.index("score 0.5") < out.index("score 0\n")
+    code, out, _ = prefopt("data", "inspect", source, "--tokenizer", str(tiny_model), "--format", "lists", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["summary"]["form"], found["summary"]["completions_per_list"]) == ("listwise", 3.0)
+    assert [name for name, _ in found["rows"][0]["completions"]] == ["score 1", "score 0.5", "score 0"]
 
 
 def test_doctor_prints_what_is_here_and_json_for_programs(prefopt: Callable[..., Ended]) -> None:

@@ -21,6 +21,14 @@ def conversation(i, chosen="Yes, I like it.", rejected="No."):
     }
 
 
+def listed(i, scores=(0.1, 0.9, 0.5), answers=("No.", "Yes, I like it.", "Maybe.")):
+    return {
+        "prompt": conversation(i)["prompt"],
+        "completions": [[{"role": "assistant", "content": answer}] for answer in answers],
+        "scores": list(scores),
+    }
+
+
 def write(path, rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -85,6 +93,58 @@ def test_sources_of_two_forms_are_refused_and_of_two_schemas_joined(tmp_path):
         load_preferences([explicit, labels], toys.chatml())
 
 
+def test_lists_are_a_form_of_their_own(tmp_path):
+    lists = write(tmp_path / "a.jsonl", [listed(i) for i in range(3)])
+    pairs = write(tmp_path / "b.jsonl", [conversation(i) for i in range(3)])
+    with pytest.raises(DataError, match=r"holds paired preferences and .* listwise ones"):
+        load_preferences([lists, pairs], toys.chatml())
+
+
+def test_a_list_that_the_template_makes_one_of_two_is_rejected():
+    # The template cuts the space, so that as text the completions differ and token by token they don't.
+    twice, same = listed(1, answers=("No.", "Yes.", "Yes. ")), listed(2, answers=("No.", "No. ", " No."))
+    data = load_preferences([listed(0), twice, same], toys.llama(), max_rejected=1.0)
+    assert data.summary.rejected == {"the same completion with two scores": 1, "nothing to compare": 1}
+    twice["scores"] = [0.1, 0.9, 0.9]
+    data = load_preferences([listed(0), twice], toys.llama())
+    assert data[1].completions[0] == data[1].completions[1]
+    assert data[1].scores == (0.9, 0.9, 0.1)
+
+
+def test_a_list_with_one_completion_that_is_too_long_is_rejected_whole():
+    rows = [listed(i) for i in range(3)] + [listed(3, answers=("No.", "Yes.", "Yes. " * 200))]
+    data = load_preferences(rows, toys.chatml(), max_length=200, max_rejected=0.5)
+    assert (len(data), data.summary.rows_rejected) == (3, 1)
+
+
+def test_the_summary_of_lists_counts_completions_scores_and_repeats():
+    rows = [listed(0), listed(0), listed(0, scores=(0.9, 0.1, 0.5)), listed(1, (1, 0), ("A long answer, then.", "No."))]
+    summary = load_preferences(rows, toys.chatml()).summary
+    assert (summary.form, summary.duplicates, summary.distinct_prompts) == ("listwise", 1, 2)
+    assert (summary.scored, summary.completions_per_list) == (4, 2.75)
+    assert (summary.chosen_longer, summary.desirable) == (None, None)
+    assert summary.lengths.keys() == {"prompt", "completion"}
+    text = inspect_source(rows).summary
+    assert text.lengths["completion"].longest == len("A long answer, then.")
+    assert (
+        text.lengths["completion"].mean == (3 * len("No.Yes, I like it.Maybe.") + len("A long answer, then.No.")) / 11
+    )
+    same = ("form", "duplicates", "distinct_prompts", "scored", "completions_per_list", "rows_used")
+    assert [getattr(text, name) for name in same] == [getattr(summary, name) for name in same]
+    pairs = [{**conversation(i), "score_chosen": 2.0, "score_rejected": None if i else 1} for i in range(2)]
+    pairs.append({**conversation(2), "score_chosen": 2.0, "score_rejected": 3.0})
+    for summary in (load_preferences(pairs, toys.chatml()).summary, inspect_source(pairs).summary):
+        assert (summary.scored, summary.completions_per_list) == (2, None)
+
+
+def test_scores_change_the_fingerprint_and_pairs_without_them_keep_theirs():
+    def of(**scores):
+        return load_preferences([{**conversation(i), **scores} for i in range(3)], toys.chatml()).fingerprint
+
+    assert of(score_chosen="high", score_rejected="low") == of()
+    assert len({of(), of(score_chosen=2.0, score_rejected=1.0), of(score_chosen=2.5, score_rejected=1.0)}) == 3
+
+
 def test_the_summary_counts_what_can_be_counted_by_hand():
     rows = [{"prompt": "a", "chosen": "bb", "rejected": "c"}, {"prompt": "aa a", "chosen": "b", "rejected": "b b b"}]
     summary = load_preferences(rows, toys.chatml(None)).summary.to_dict()
@@ -139,6 +199,44 @@ def test_inspection_without_a_tokenizer_counts_characters():
     assert found.summary.lengths["rejected"].longest == 3
     assert found.summary.distinct_prompts == 4
     assert found.rows[0].completions[1] == ("rejected", "No.")
+
+
+def test_inspection_shows_lists_best_first_with_their_scores():
+    rows = [listed(0), listed(1, (1, 0), ("Yes.", "No.")), listed(2, scores=(1, 2))]
+    found = inspect_source(rows, toys.chatml(), rows=2)
+    assert found.rows[0].completions == (
+        ("score 0.9", "Yes, I like it.<|im_end|>"),
+        ("score 0.5", "Maybe.<|im_end|>"),
+        ("score 0.1", "No.<|im_end|>"),
+    )
+    bare = inspect_source(rows)
+    assert bare.rows[0].completions == (("score 0.9", "Yes, I like it."), ("score 0.5", "Maybe."), ("score 0.1", "No."))
+    assert bare.rows[1].completions == (("score 1", "Yes."), ("score 0", "No."))
+    for inspection in (found, bare):
+        text = "\n".join(inspect_lines(inspection))
+        for part in (
+            "rows: lists, because it has the columns 'prompt', 'completions', 'scores'",
+            "3 rows read, 2 used, 1 rejected",
+            "1 x scores don't match",
+            "2.5 completions a list",
+        ):
+            assert part in text
+        assert "longer" not in text
+        assert json.loads(json.dumps(inspection.to_dict()))["summary"]["completions_per_list"] == 2.5
+
+
+def test_inspection_shows_the_scores_of_pairs_that_have_them():
+    rows = [{**conversation(i), "score_chosen": 8, "score_rejected": 2.5} for i in range(2)] + [conversation(2)]
+    for tokenizer, end in ((toys.chatml(), "<|im_end|>"), (None, "")):
+        found = inspect_source(rows, tokenizer)
+        assert found.rows[1].completions == (
+            ("chosen, score 8", f"Yes, I like it.{end}"),
+            ("rejected, score 2.5", f"No.{end}"),
+        )
+        assert found.rows[2].completions == (("chosen", f"Yes, I like it.{end}"), ("rejected", f"No.{end}"))
+        text = "\n".join(inspect_lines(found))
+        assert "2 pairs have scores" in text
+        assert "their scores are in the columns 'score_chosen', 'score_rejected'" in text
 
 
 def test_tokenizing_does_not_depend_on_the_batches(monkeypatch):

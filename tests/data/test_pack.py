@@ -1,5 +1,6 @@
 """Packs against a brute-force construction, token by token, and how full they are."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import fields
@@ -15,6 +16,8 @@ from prefopt.errors import DataError
 from prefopt.records import Group
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=7).map(tuple)
+score = st.floats(width=32, allow_nan=False, allow_infinity=False)
+NAN = float("nan")
 
 
 @st.composite
@@ -24,7 +27,11 @@ def groups(draw):
     pairs = tuple(draw(st.lists(st.tuples(index, index), max_size=4)))
     labels = tuple(draw(st.lists(st.tuples(index, st.booleans()), max_size=3)))
     mismatched = tuple(draw(st.lists(index, max_size=2)))
-    return Group(draw(tokens), completions, pairs, labels, mismatched)
+    known = st.tuples(score, score) | st.just((NAN, NAN))
+    pair_scores = tuple(draw(known) for _ in pairs) if draw(st.booleans()) else ()
+    entries = st.lists(st.tuples(index, score), min_size=1, max_size=5).map(tuple)
+    lists = tuple(draw(st.lists(entries, max_size=3)))
+    return Group(draw(tokens), completions, pairs, labels, mismatched, pair_scores, lists)
 
 
 def scored(pack):
@@ -49,17 +56,31 @@ def examples(pack):
     """Every example that the pack holds, as texts of token ids."""
     texts = scored(pack)
     held = Counter()
-    held.update(("pair", texts[a], texts[b]) for a, b in pack.pair.tolist())
+    pairs = zip(pack.pair.tolist(), pack.pair_score.tolist(), strict=True)
+    held.update(("pair", texts[a], texts[b], known(scores)) for (a, b), scores in pairs)
+    lists = [[] for _ in range(pack.num_lists)]
+    for c, number, value in zip(*(x.tolist() for x in (pack.listed, pack.list_index, pack.list_score)), strict=True):
+        lists[number].append((texts[c], value))
+    assert all(lists)
+    assert pack.list_index.tolist() == sorted(pack.list_index.tolist())
+    held.update(("list", *entries) for entries in lists)
     held.update(("label", texts[c], d) for c, d in zip(pack.labelled.tolist(), pack.label.tolist(), strict=True))
     held.update(("mismatched", texts[c], None) for c in pack.mismatched.tolist())
     return held
+
+
+def known(scores):
+    """A pair's scores as something that equals itself."""
+    return None if any(map(math.isnan, scores)) else tuple(scores)
 
 
 def expected(group_list):
     held = Counter()
     for g in group_list:
         texts = [(g.prompt, c) for c in g.completions]
-        held.update(("pair", texts[a], texts[b]) for a, b in g.pairs)
+        scores = g.pair_scores or [(NAN, NAN)] * len(g.pairs)
+        held.update(("pair", texts[a], texts[b], known(s)) for (a, b), s in zip(g.pairs, scores, strict=True))
+        held.update(("list", *((texts[c], value) for c, value in entries)) for entries in g.lists)
         held.update(("label", texts[c], d) for c, d in g.labels)
         held.update(("mismatched", texts[c], None) for c in g.mismatched)
     return held
@@ -103,15 +124,37 @@ def test_rows_of_two_groups_are_laid_out_as_written_by_hand():
 @settings(max_examples=80, deadline=None)
 @given(st.lists(groups(), min_size=1, max_size=5), st.integers(1, 40), st.sampled_from(["shared", "rows", "one_row"]))
 def test_every_example_is_scored_once_whatever_the_budget(group_list, budget, form):
-    packs = build_packs(group_list, token_budget=budget, shared=form == "shared", one_row=form == "one_row")
+    options = {"token_budget": budget, "shared": form == "shared", "one_row": form == "one_row"}
+    packs = build_packs(group_list, **options)
     held = Counter()
-    for pack in packs:
+    for plan, pack in zip(plan_packs(group_list, **options), packs, strict=True):
         held.update(examples(pack))
-        if pack.tokens.numel() > budget:  # only what can't be cut may be over it
-            assert pack.tokens.shape[0] == 1 or pack.num_sequences <= 2 or pack.num_examples == 0
+        if pack.tokens.numel() > budget or form == "one_row":  # only what can't be cut may be over it
+            (part,) = plan
+            whole = set(part.completions)
+            assert len(whole) == 1 or whole in compared(group_list[part.index])
     assert held == expected(group_list)
+    assert sum(pack.num_examples for pack in packs) == sum(
+        len(g.pairs) + len(g.labels) + len(g.lists) for g in group_list
+    )
     computed = {text for pack in packs for text in scored(pack)}
     assert computed == {(g.prompt, c) for g in group_list for c in g.completions}
+
+
+def compared(group):
+    """The sets of completions that an example compares with each other."""
+    return [set(pair) for pair in group.pairs] + [{c for c, _ in entries} for entries in group.lists]
+
+
+@settings(max_examples=80, deadline=None)
+@given(groups(), st.integers(1, 40), st.sampled_from(["shared", "rows", "one_row"]))
+def test_every_part_of_a_split_group_has_an_example_or_a_completion_that_no_other_part_has(group, budget, form):
+    plans = plan_packs([group], token_budget=budget, shared=form == "shared", one_row=form == "one_row")
+    parts = [part for plan in plans for part in plan]
+    held = Counter(c for part in parts for c in part.completions)
+    for part in parts:
+        own = part.group
+        assert own.pairs or own.labels or own.lists or any(held[c] == 1 for c in part.completions)
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,6 +189,45 @@ def test_a_group_longer_than_the_budget_is_split_over_its_pairs_with_its_prompt_
     ]
     assert [pack.pair.tolist() for pack in packs] == [[[0, 1]], [[0, 1]]]
     assert [pack.mismatched.tolist() for pack in packs] == [[], [2]]
+
+
+def test_lists_and_scores_are_laid_out_as_written_by_hand():
+    listed = Group((1, 2), ((10,), (11, 12), (13,)), lists=(((2, 0.5), (0, 0.25)), ((1, 3.0), (1, 3.0), (2, -1.0))))
+    pairs = Group((4,), ((14,), (15,)), pairs=((0, 1), (1, 0)), pair_scores=((8.5, 2.0), (NAN, NAN)))
+    for shared in (True, False):
+        pack = assemble([listed, pairs, listed], shared=shared)
+        assert pack.listed.tolist() == [2, 0, 1, 1, 2, 7, 5, 6, 6, 7]
+        assert pack.list_index.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+        assert pack.list_score.tolist() == [0.5, 0.25, 3.0, 3.0, -1.0] * 2
+        assert pack.pair.tolist() == [[3, 4], [4, 3]]
+        assert pack.pair_score[0].tolist() == [8.5, 2.0]
+        assert pack.pair_score[1].isnan().all()
+        assert (pack.num_lists, pack.num_examples) == (4, 6)
+        assert pack.list_score.dtype == pack.pair_score.dtype == torch.float32
+        assert assemble([pairs], shared=shared).num_lists == 0
+
+
+def test_lists_longer_than_the_budget_stay_whole_and_count_once_where_they_overlap():
+    completions = tuple((number,) * 5 for number in range(10, 16))
+    first, second = ((0, 3.0), (1, 2.0), (2, 1.0)), ((2, 9.0), (3, 8.0), (4, 7.0))
+    group = Group(
+        (1,) * 4,
+        completions,
+        pairs=((0, 1), (2, 5)),
+        labels=((2, True),),
+        pair_scores=((3.0, 2.0), (NAN, NAN)),
+        lists=(first, second, first),
+    )
+    packs = build_packs([group], token_budget=10, shared=True)
+    assert [pack.length.numel() for pack in packs] == [3, 3, 2]
+    assert [pack.list_score.tolist() for pack in packs] == [[3.0, 2.0, 1.0] * 2, [9.0, 8.0, 7.0], []]
+    assert [pack.pair.tolist() for pack in packs] == [[[0, 1]], [], [[0, 1]]]
+    assert [pack.labelled.tolist() for pack in packs] == [[2], [], []]
+    assert packs[0].pair_score.tolist() == [[3.0, 2.0]]
+    assert packs[2].pair_score.isnan().all()
+    assert [pack.num_examples for pack in packs] == [4, 1, 1]  # each once, the list that stands twice twice
+    (whole,) = build_packs([group], token_budget=1000, shared=True)
+    assert examples(whole) == sum((examples(pack) for pack in packs), Counter())
 
 
 def test_a_pair_longer_than_the_budget_stays_together_in_a_pack_of_its_own():
@@ -204,6 +286,8 @@ def test_packs_are_the_same_every_time():
         (Group((1,), ()), "no completion"),
         (Group((1,), ((2,), ())), "an empty one"),
         (Group((1,), ((2,),), pairs=((0, 1),)), "names a completion"),
+        (Group((1,), ((2,),), lists=(((0, 1.0), (1, 0.0)),)), "names a completion"),
+        (Group((1,), ((2,), (3,)), pairs=((0, 1),), pair_scores=((1.0, 0.0),) * 2), "scores for 2 of its 1 pairs"),
     ],
 )
 def test_a_group_without_tokens_or_with_a_wrong_index_is_refused(group, words):

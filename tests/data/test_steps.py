@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +14,23 @@ from hypothesis import strategies as st
 
 from prefopt.data import Example, PreferenceData, StepLoader, StepPlan
 from prefopt.errors import DataError
-from tests.data.test_pack import scored
+from tests.data.test_pack import examples, known, scored
 
 tokens = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)
 pairs = st.builds(Example, tokens, st.tuples(tokens, tokens))
+score = st.sampled_from([-1.5, 0.0, 0.25, 3.0])
+
+
+@st.composite
+def scored_pairs(draw):
+    return replace(draw(pairs), scores=draw(st.just(()) | st.tuples(score, score)))
+
+
+@st.composite
+def lists(draw):
+    completions = tuple(draw(st.lists(tokens, min_size=2, max_size=5)))
+    scores = draw(st.lists(score, min_size=len(completions), max_size=len(completions)))
+    return Example(draw(tokens), completions, scores=tuple(sorted(scores, reverse=True)))
 
 
 def labelled(count, *, prompts=7):
@@ -27,6 +42,23 @@ def labelled(count, *, prompts=7):
 
 def paired(count):
     return PreferenceData("paired", [Example((1, i % 9), ((2, i), (3, i)), source=f"f:{i}") for i in range(count)])
+
+
+def listed(count):
+    """Lists of two to five completions; every ninth has a prompt in common, and every fourth prefers nothing."""
+    return PreferenceData(
+        "listwise",
+        [
+            Example(
+                (1, i % 9),
+                tuple((2, i, c) for c in range(2 + i % 4)),
+                source=f"f:{i}",
+                meta={"row": i},
+                scores=tuple(float(-c if i % 4 else 1) for c in range(2 + i % 4)),
+            )
+            for i in range(count)
+        ],
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,6 +127,79 @@ def test_groups_merge_equal_prompts_and_lose_or_repeat_nothing(example_list):
         assert found == sorted((data[i].prompt, data[i].completions) for i in plan.examples(0, index))
 
 
+LAYOUTS = [{"shared": True}, {"shared": False}, {"shared": False, "one_row": True}]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.sampled_from(["paired", "listwise"]), st.integers(1, 30), st.sampled_from(LAYOUTS))
+def test_every_example_and_its_scores_arrive_once_whatever_the_budget(draw, form, budget, layout):
+    each = lists() if form == "listwise" else scored_pairs()
+    data = PreferenceData(form, draw.draw(st.lists(each, min_size=1, max_size=12)))
+    plan = StepPlan(data, examples_per_step=5, seed=0)
+    arrived = Counter()
+    for item in StepLoader(plan, token_budget=budget, **layout):
+        for pack in item["micro"]:
+            arrived.update(examples(pack))
+    wanted = Counter()
+    for example in data:
+        texts = [(example.prompt, completion) for completion in example.completions]
+        if data.form == "listwise":
+            wanted["list", *zip(texts, example.scores, strict=True)] += 1
+        else:
+            wanted["pair", *texts, known(example.scores or (float("nan"),))] += 1
+    assert arrived == wanted
+
+
+def test_lists_of_one_prompt_share_a_group_and_their_completions_are_held_once():
+    first = Example((1,), ((2,), (3,), (2,)), scores=(3.0, 1.0, 1.0))
+    second = Example((1,), ((4,), (3,)), scores=(0.5, 0.5))
+    plan = StepPlan(PreferenceData("listwise", [first, second]), examples_per_step=2, seed=0)
+    (group,) = plan.groups(0, 0)
+    assert sorted(group.completions) == [(2,), (3,), (4,)]
+    assert (group.pairs, group.labels, group.pair_scores) == ((), (), ())
+    held = [[(group.completions[c], value) for c, value in entries] for entries in group.lists]
+    assert [held[i] for i in np.argsort(plan.examples(0, 0))] == [
+        [((2,), 3.0), ((3,), 1.0), ((2,), 1.0)],
+        [((4,), 0.5), ((3,), 0.5)],
+    ]
+
+
+def test_scores_of_pairs_travel_in_a_group_where_any_pair_has_them():
+    rows = [Example((1,), ((2,), (3,)), scores=(3.0, 1.0)), Example((1,), ((2,), (4,))), Example((5,), ((2,), (3,)))]
+    groups = StepPlan(PreferenceData("paired", rows), examples_per_step=3, seed=0).groups(0, 0)
+    mixed, bare = sorted(groups, key=lambda group: group.prompt)
+    held = {mixed.completions[b]: known(s) for (_, b), s in zip(mixed.pairs, mixed.pair_scores, strict=True)}
+    assert held == {(3,): (3.0, 1.0), (4,): None}
+    assert bare.pair_scores == ()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(lists(), min_size=1, max_size=6), st.integers(0, 3))
+def test_mismatches_of_lists_are_those_that_a_search_finds(example_list, epoch):
+    data = PreferenceData("listwise", example_list)
+    able = [
+        {j for j, b in enumerate(data) if a.prompt != b.prompt and b.completions[0] not in a.completions} for a in data
+    ]
+    if not all(able):
+        with pytest.raises(DataError, match=r"only one distinct prompt|very same completion for \d of"):
+            StepPlan(data, examples_per_step=2, seed=0, mismatched=True)
+        return
+    drawn = StepPlan(data, examples_per_step=2, seed=0, mismatched=True).mismatches(epoch).tolist()
+    assert all(j in possible for j, possible in zip(drawn, able, strict=True))
+
+
+def test_mismatched_completions_of_lists_of_unequal_length_are_the_best_of_others():
+    data = listed(40)
+    plan = StepPlan(data, examples_per_step=8, seed=0, mismatched=True)
+    groups = [group for index in range(plan.steps_per_epoch) for group in plan.groups(0, index)]
+    taken = sorted((g.prompt, g.completions[m]) for g in groups for m in g.mismatched)
+    others = plan.mismatches(0)
+    assert taken == sorted((data[i].prompt, data[int(j)].completions[0]) for i, j in enumerate(others))
+    assert all(data[i].prompt != data[int(j)].prompt for i, j in enumerate(others))
+    packs = StepLoader(plan, token_budget=60, shared=True).packs(0, 1)
+    assert sum(pack.mismatched.numel() for pack in packs) == sum(pack.num_examples for pack in packs) == 8
+
+
 def test_mismatched_completions_differ_in_prompt_and_in_completion():
     data = labelled(60)
     plan = StepPlan(data, examples_per_step=16, seed=0, mismatched=True)
@@ -122,57 +227,6 @@ def test_mismatches_are_uniform_over_those_allowed_even_where_they_are_few():
         )
     assert counts[:60].sum() == 0
     assert ((counts[60:] - 750) ** 2 / 750).sum() < 16.3  # 3 degrees of freedom, 99.9 %
-
-
-def test_data_without_a_possible_mismatch_is_refused():
-    one = PreferenceData("unpaired", [Example((1,), ((2, i),), label=True) for i in range(5)])
-    with pytest.raises(DataError, match="only one distinct prompt"):
-        one.for_loss("unpaired", needs_mismatched=True)
-    with pytest.raises(DataError, match="only one distinct prompt"):
-        StepPlan(one, examples_per_step=2, seed=0, mismatched=True)
-    same = PreferenceData("unpaired", [Example((i,), ((2,),), label=True, source=f"f:{i}") for i in range(5)])
-    with pytest.raises(DataError, match=r"very same completion for 5 of 5 examples \(the first is f:0\)"):
-        same.for_loss("unpaired", needs_mismatched=True)
-
-
-def test_pairs_become_two_labelled_examples_and_labels_never_become_pairs():
-    data = paired(2).for_loss("unpaired")
-    assert [(e.prompt, e.completions, e.label) for e in data] == [
-        ((1, 0), ((2, 0),), True),
-        ((1, 0), ((3, 0),), False),
-        ((1, 1), ((2, 1),), True),
-        ((1, 1), ((3, 1),), False),
-    ]
-    assert paired(2).for_loss("paired").fingerprint == paired(2).fingerprint
-    with pytest.raises(DataError, match="compares completions of a prompt"):
-        data.for_loss("paired")
-
-
-def test_examples_come_back_as_they_were_given():
-    rows = [Example((1, 2), ((3,), (4, 5)), source="f:1", meta={"score": 1}), Example((6,), ((7,), (8,)), source="f:2")]
-    data = PreferenceData("paired", iter(rows))
-    assert list(data.examples) == rows
-    assert data.examples[-1] == rows[1]
-    assert data.examples[0:1] == rows[:1]
-    assert data.prompt_lengths.tolist() == [2, 1]
-    assert data.completion_lengths.tolist() == [[1, 2], [1, 1]]
-
-
-def test_the_fingerprint_follows_tokens_labels_boundaries_and_order_only():
-    def of(*rows):
-        return PreferenceData("unpaired", rows).fingerprint
-
-    base = Example((1, 2), ((3,),), label=True)
-    assert of(base) == of(Example((1, 2), ((3,),), label=True, source="elsewhere:9", meta={"a": 1}))
-    others = [
-        of(Example((1, 2), ((3,),), label=False)),
-        of(Example((1,), ((2, 3),), label=True)),
-        of(Example((1, 2), ((4,),), label=True)),
-        of(base, base),
-    ]
-    assert len({of(base), *others}) == 5
-    a, b = base, Example((9,), ((3,),), label=True)
-    assert of(a, b) != of(b, a)
 
 
 def stream(loader, epochs):

@@ -15,10 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.data import Example, PreferenceData, load_preferences, tokenize_rows
 from prefopt.errors import DataError, ModelError
-from prefopt.eval import EvalConfig, PairEvaluation, evaluate_pairs, pair_logprobs, score_completions
+from prefopt.eval import (
+    EvalConfig,
+    PairEvaluation,
+    evaluate_pairs,
+    held_out_pairs,
+    pair_logprobs,
+    score_completions,
+)
 from prefopt.models import Admission, PackedModel, build_reference
 from prefopt.records import Pack
-from tests.toys import pair_rows, write_rows
+from tests.toys import list_rows, pair_rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +232,32 @@ def test_a_wrong_column_is_refused_before_anything_is_computed(held_out: Prefere
         evaluate_pairs(None, None, held_out, EvalConfig(slice_by="gapp"))  # type: ignore[arg-type]  # never reached
 
 
+def test_of_lists_the_best_and_the_worst_completion_are_measured(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    rows = [{**row, "gap": i} for i, row in enumerate(list_rows(6))]
+    tied = [{**row, "gap": 9} for row in list_rows(2, tied=True)]
+    lists = load_preferences(rows[:3] + tied + rows[3:], tokenizer)
+    pairs = load_preferences([{**row, "gap": i} for i, row in enumerate(pair_rows(6))], tokenizer)
+    policy = PackedModel(model)
+    config = EvalConfig(slice_by="gap", slice_edges=(0, 3, 9), resamples=100)
+    found, expected = (evaluate_pairs(policy, None, data, config) for data in (lists, pairs))
+    assert found.metrics == expected.metrics
+    assert [part.n for part in found.slices] == [3, 3]
+    assert found.slices == expected.slices
+    assert found.fingerprint == held_out_pairs(lists).fingerprint
+    np.testing.assert_array_equal(pair_logprobs(policy, lists).policy, found.pairs.policy)
+    assert held_out_pairs(lists).summary.notes == ("2 of 8 lists make no pair: all of their scores are equal",)
+
+
 def test_labelled_and_empty_data_are_refused(loaded: tuple[Any, Any]) -> None:
     labelled = PreferenceData("unpaired", [Example((5,), ((6, 2),), label=True)])
     with pytest.raises(DataError, match="labelled completions"):
         evaluate_pairs(PackedModel(loaded[0]), None, labelled)
+    with pytest.raises(DataError, match="labelled completions"):
+        pair_logprobs(PackedModel(loaded[0]), labelled)
+    tied = PreferenceData("listwise", [Example((5,), ((6, 2), (7, 2)), scores=(1.0, 1.0))])
+    with pytest.raises(DataError, match="the scores of every list of the data are all equal"):
+        evaluate_pairs(PackedModel(loaded[0]), None, tied)
     with pytest.raises(DataError, match="no pair to evaluate on"):
         evaluate_pairs(PackedModel(loaded[0]), None, PreferenceData("paired", []))
 

@@ -1,19 +1,22 @@
 """PreferenceTrainer on a tiny real model: it learns, logs what dashboards know, and refuses what can't be."""
 
+import json
 import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import prefopt
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.losses import build
 from prefopt.recipe import load_recipe
+from prefopt.report import write_report
 from prefopt.train import PreferenceArguments, PreferenceTrainer, TrainConfig
-from prefopt.workflow import claim_directory, train_run
-from tests.toys import pair_rows, write_rows
+from prefopt.workflow import claim_directory, eval_pairs_run, train_run
+from tests.toys import list_rows, pair_rows, write_rows
 
 NAMES = {
     "loss", "grad_norm", "learning_rate", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
@@ -164,11 +167,61 @@ def test_a_run_directory_holds_everything_and_loads_again(tmp_path: Path, tiny_m
     assert result.before is not None
     assert result.after is not None
 
-    from prefopt.workflow import eval_pairs_run
-
     again = eval_pairs_run(run)
     assert again.metrics.margin.value == pytest.approx(result.after.metrics.margin.value, abs=1e-5)
     assert again.metrics.margin.value > 0
+
+
+def test_a_run_on_lists_is_evaluated_on_the_best_and_the_worst(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    path = recipe(tmp_path, tiny_model, run)
+    write_rows(tmp_path / "pairs.jsonl", list_rows(14) + list_rows(2, tied=True))
+    result = train_run(load_recipe(path, ["train.max_steps=4", "train.learning_rate=1e-2"]), console=Console(width=200))
+    said = capsys.readouterr().out
+    note = "2 of 16 lists make no pair: all of their scores are equal"
+    assert f"data: 14 examples ({note}) to learn from, 14 examples ({note}) held out" in said
+    summaries = json.loads((run / "data.json").read_text())
+    assert [summary["notes"] for summary in summaries.values()] == [[note], [note]]
+    assert result.before is not None
+    assert result.after is not None
+    assert (result.before.metrics.n, result.after.metrics.n) == (14, 14)
+    assert result.after.metrics.margin.value > 0
+    assert {key for row in (run / "metrics.jsonl").read_text().splitlines() for key in json.loads(row)} >= NAMES
+
+    again = eval_pairs_run(run)
+    assert again.metrics.margin.value == pytest.approx(result.after.metrics.margin.value, abs=1e-5)
+    as_pairs = eval_pairs_run(run, data=str(write_rows(tmp_path / "as_pairs.jsonl", pair_rows(14))))
+    assert as_pairs.metrics.margin.value == pytest.approx(again.metrics.margin.value, abs=1e-5)
+    tied = write_rows(tmp_path / "tied.jsonl", list_rows(2, tied=True))
+    with pytest.raises(DataError, match="the scores of every list of the data are all equal"):
+        eval_pairs_run(run, data=str(tied))
+    labels = [{"prompt": f"q{i}", "completion": f" a{i}", "label": i % 2 == 0} for i in range(4)]
+    with pytest.raises(DataError, match="holds labelled completions, not pairs; give pairs or scored lists by --data"):
+        eval_pairs_run(run, data=str(write_rows(tmp_path / "labels.jsonl", labels)))
+
+
+def test_held_out_lists_that_prefer_nothing_are_said_and_do_not_stop_a_training(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    path = recipe(tmp_path, tiny_model, run)
+    write_rows(tmp_path / "tied.jsonl", list_rows(4, tied=True))
+    overrides = ["train.max_steps=1", "loss=sft", f"data.eval={tmp_path}/tied.jsonl"]
+    result = train_run(load_recipe(path, overrides), console=Console(width=300))
+    assert (result.before, result.after) == (None, None)
+    said = capsys.readouterr().out
+    assert (
+        "held out: no pair to measure. The best and the worst completion of a list are a pair, but the scores" in said
+    )
+    assert (run / "adapter").is_dir()
+    assert not (run / "eval").exists()
+    assert len(json.loads((run / "samples.json").read_text())) == 1
+    write_report(run)
+    # A loss that compares can't be measured on them either, and says so before a step is made.
+    with pytest.raises(DataError, match="all equal"):
+        train_run(load_recipe(path, [*overrides, "loss=dpo", f"train.output_dir={tmp_path}/other"]))
 
 
 def test_missing_pairs_are_told_before_a_model_loads(
