@@ -50,7 +50,7 @@ def show(
 def plot(
     out: Annotated[Path, typer.Option(help="The figure to write: .png, .svg or .pdf.", show_default=False)],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Losses; all that take single pairs without.", show_default=False)
+        list[str] | None, typer.Argument(help="Losses; all that are functions of a pair without.", show_default=False)
     ] = None,
 ) -> None:
     """Draw losses and their gradients against the margin of a pair's log-ratios, with default hyper-parameters.

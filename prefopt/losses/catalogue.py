@@ -46,7 +46,7 @@ def catalogue() -> list[Entry]:
         Entry(
             name=name,
             meaning=kind.meaning(),
-            data=_DATA[kind.form] + _SCORES[kind.scores],
+            data="what the loss in it takes" if kind.wraps else _DATA[kind.form] + _SCORES[kind.scores],
             needs_reference=kind.needs_reference,
             statistics=kind.statistics,
             extras=tuple(words for extra, words in _EXTRAS.items() if extra in kind.extras),

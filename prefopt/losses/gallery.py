@@ -40,10 +40,9 @@ class Curve:
 def choose(names: Sequence[str]) -> list[Loss]:
     """Return the named losses with their defaults, or all that can be drawn.
 
-    Raises RecipeError for an unknown name, and for a loss that is no function of one pair: of labels, or of a step.
+    Raises RecipeError for an unknown name, and for a loss that is no function of a pair's two log-ratios.
     """
-    kinds = available().items()
-    drawable = [n for n, k in kinds if k.form == "paired" and k.statistics == "none" and not k.extras]
+    drawable = [name for name, kind in available().items() if kind.statistics != "step" and not kind.extras]
     losses = [build(name) for name in names or drawable]
     for loss in losses:
         if loss.name not in drawable:
@@ -55,36 +54,45 @@ def choose(names: Sequence[str]) -> list[Loss]:
 
 
 def _why_not(loss: Loss) -> str:
-    if loss.form != "paired":
-        return "takes no pairs"
-    if loss.extras:
-        return "looks at more than a number a completion"
-    return "depends on the other pairs of its step" if loss.statistics != "none" else "is none of the package by itself"
+    if loss.statistics == "step":
+        return "depends on the other pairs of its step"
+    return "looks at more than a number a completion" if loss.extras else "is none of the package by itself"
 
 
 def curve(loss: Loss, points: int = 481) -> Curve:
     """Return the loss of pairs whose margin is shared evenly: chosen went up by half of it, rejected down.
 
     Both completions have `LENGTH` tokens and `NATS` under the reference, which a loss without reference sees as the
-    log-probs that the policy started from. Their scores are `GAP` apart.
+    log-probs that the policy started from. Their scores are `GAP` apart. A loss of labels sees a good and a bad
+    completion, one of lists a list of two, and mismatched completions are as likely as under the reference.
     """
     margin = torch.linspace(-WIDEST, WIDEST, points, dtype=torch.float64)
     policy = torch.cat([margin / 2, -margin / 2]).sub(NATS).requires_grad_()
+    pair = torch.arange(2 * points).view(2, points).t()
     nothing = torch.zeros(0, dtype=torch.int64)
+    seen: dict[str, dict[str, Any]] = {
+        "paired": {"pair": pair, "pair_score": torch.tensor([[GAP, 0.0]]).expand(points, 2)},
+        "unpaired": {"labelled": pair.t().flatten(), "label": torch.arange(2 * points) < points},
+        "demonstration": {"labelled": pair[:, 0], "label": torch.ones(points).bool()},
+        "listwise": {
+            "listed": pair.flatten(),
+            "list_index": torch.arange(points).repeat_interleave(2),
+            "list_score": torch.tensor([GAP, 0.0]).repeat(points),
+        },
+    }
+    none: dict[str, Any] = {"pair": nothing.reshape(0, 2), "labelled": nothing, "label": nothing.bool()}
     output = loss(
         SequenceLogprobs(
             policy=policy,
             reference=torch.full_like(policy, -NATS, requires_grad=False),
             length=torch.full((2 * points,), LENGTH),
-            pair=torch.arange(2 * points).view(2, points).t(),
-            labelled=nothing,
-            label=nothing.bool(),
-            mismatched=nothing,
-            pair_score=torch.tensor([[GAP, 0.0]]).expand(points, 2),
+            mismatched=torch.tensor([points // 2]),  # at a margin of 0
+            **{**none, **seen[loss.form]},
         )
     )
     (slope,) = torch.autograd.grad(output.loss.sum(), policy)
-    return Curve(margin, output.loss.detach(), -slope[:points], slope[points:])
+    value = output.loss.detach().reshape(-1, points).sum(0)  # of labels there are two losses
+    return Curve(margin, value, -slope[:points], slope[points:])
 
 
 def draw(losses: Sequence[Loss], path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_wrong_recipe_ends_a_process_with_2_one_sentence_and_no_traceback(reci
         (["chat", "FOLDER/none"], "no run directory"),
         (["data", "inspect", "pear.jsonl"], "pear.jsonl is missing"),
         (["losses", "plot", "dop", "--out", "FOLDER/x.png"], "did you mean 'dpo'?"),
-        (["losses", "plot", "kto", "--out", "FOLDER/x.png"], "it takes no pairs"),
+        (["losses", "plot", "bco", "--out", "FOLDER/x.png"], "it depends on the other pairs of its step"),
         (["losses", "plot", "aot", "--out", "FOLDER/x.png"], "it depends on the other pairs of its step"),
         (["losses", "plot", "--out", "FOLDER/x.gif"], "must end in one of .png, .svg, .pdf"),
         (["data", "inspect", "FOLDER/pairs.jsonl", "--column", "prompt"], "not of the form field=column"),

@@ -36,29 +36,36 @@ def test_the_slopes_of_a_curve_are_those_of_its_values(loss) -> None:
     assert ((slope - middle).abs() > 1e-4 * middle.abs().max()).sum() <= 1
 
 
-def test_all_losses_of_a_single_pair_are_drawn_unless_some_are_named() -> None:
+def test_all_losses_that_are_functions_of_a_pair_are_drawn_unless_some_are_named() -> None:
     assert [loss.name for loss in choose(["simpo", "dpo"])] == ["simpo", "dpo"]
     drawn = {loss.name for loss in choose([])}
     assert available().keys() - drawn == {
         "aot",
         "aot_unpaired",
-        "apo_zero_unpaired",
         "bco",
         "bco_unpaired",
         "beta_dpo",
-        "infonca",
-        "kto",
         "ld_dpo",
-        "lipo",
-        "nca_listwise",
-        "plackett_luce",
-        "sft",
         "tdpo",
         "wpo",
     }
 
 
-@pytest.mark.parametrize("name", ["aot", "kto", "lipo", "tdpo"])
+def test_losses_of_labels_lists_and_good_answers_are_drawn_for_the_same_pair() -> None:
+    dpo, ranked = curve(build("dpo"), points=121), curve(build("plackett_luce"), points=121)
+    torch.testing.assert_close(ranked.loss, dpo.loss)
+    torch.testing.assert_close(ranked.raises, dpo.raises)
+    kto = curve(build("kto"), points=121)
+    at = int((kto.margin == 40).nonzero())
+    # log-ratios of 20 and -20, no shift: a good and a bad answer of 1 - sigma(2) each
+    assert kto.loss[at].item() == pytest.approx(2 / (1 + math.exp(2)))
+    imitation = curve(build("sft"), points=121)
+    assert imitation.loss[at].item() == pytest.approx(30.0)
+    assert imitation.raises.unique().tolist() == [1.0]
+    assert imitation.lowers.unique().tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["aot", "bco", "wpo", "tdpo"])
 def test_what_is_no_function_of_one_pair_is_not_drawn(name: str) -> None:
     with pytest.raises(RecipeError, match=rf"The loss {name} can't be drawn .* Choose of alphapo, "):
         choose([name])
