@@ -19,7 +19,7 @@ from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
-from prefopt.data.sources import NamedRows, Source, open_sources
+from prefopt.data.sources import Source, open_sources
 from prefopt.data.summary import DataSummary, Lengths, Recognised
 from prefopt.data.tokenize import Encoded, Encoder, TooLongError
 from prefopt.errors import DataError, nearest
@@ -153,8 +153,8 @@ class Loading:
     def rows(self) -> Iterator[UsableRow]:
         """Yield rows that are pairs, labelled completions or scored lists; the others go to the rejected ones."""
         for named in self._sources:
-            with closing(named.rows):
-                yield from self._of_source(named)
+            with closing(named.read(None)) as rows:
+                yield from self._of_source(named.name, rows)
 
     def batches(self) -> Iterator[list[UsableRow]]:
         rows = self.rows()
@@ -202,20 +202,20 @@ class Loading:
             f"{self.options.max_rejected:.1%}: {reasons}.{listed} To go on, {' or '.join(help_)}."
         )
 
-    def _of_source(self, named: NamedRows) -> Iterator[UsableRow]:
+    def _of_source(self, name: str, rows: Iterator[RawRow]) -> Iterator[UsableRow]:
         head: list[RawRow] = []
         sample: list[Mapping[str, Any]] = []
-        for raw in named.rows:
+        for raw in rows:
             head.append(raw)
             if raw.row is not None:
                 sample.append(raw.row)
             if len(sample) == SAMPLE:
                 break
         if not sample:
-            raise DataError(f"{named.name} has no row that can be read.")
-        format_ = recognise(sample, self.options, source=named.name)
-        self._agree(named.name, format_)
-        for raw in chain(head, named.rows):
+            raise DataError(f"{name} has no row that can be read.")
+        format_ = recognise(sample, self.options, source=name)
+        self._agree(name, format_)
+        for raw in chain(head, rows):
             self.read += 1
             if raw.row is None:
                 self.reject(raw, RowError(*raw.problem.partition(": ")[::2]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from prefopt.data.config import DataOptions
-from prefopt.data.read import RawRow, read_file, read_rows
+from prefopt.data.read import Place, RawRow, read_file, read_rows
 from prefopt.errors import DataError
 
 Source: TypeAlias = "str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]"
@@ -23,10 +24,10 @@ BARE_FILE = re.compile(r"[^/]+\.[A-Za-z]\w*")  # a name with a suffix and no own
 
 @dataclass(frozen=True)
 class NamedRows:
-    """One source: its name and its rows, read as they are asked for."""
+    """One source: its name, and what reads its rows, from the start or from a place behind one of them."""
 
     name: str
-    rows: Generator[RawRow, None, None]
+    read: Callable[[Place | None], Generator[RawRow, None, None]]
 
 
 def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
@@ -42,13 +43,13 @@ def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
         raise DataError("No data was named: the list of sources is empty.")
     if all(isinstance(item, (str, Path)) for item in items):
         return iter([named for item in items if isinstance(item, (str, Path)) for named in _resolve(item, options)])
-    return iter([NamedRows("rows", read_rows(items))])
+    return iter([NamedRows("rows", partial(read_rows, items, "rows"))])
 
 
 def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
     path = Path(name).expanduser()
     if path.is_file():
-        return [NamedRows(str(path), read_file(path))]
+        return [NamedRows(str(path), partial(read_file, path))]
     if path.is_dir():
         raise DataError(f"{path} is a directory; name its files, for instance '{path}/*.jsonl'.")
     text = str(name)
@@ -58,7 +59,7 @@ def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
         raise DataError(f"The file {path} is missing{_nearest_file(path) or '.'}")
     if not HUB_NAME.fullmatch(text):
         raise DataError(f"'{text}' is neither a file nor the name of a Hugging Face dataset.")
-    return [NamedRows(text, _hub(text, options))]
+    return [NamedRows(text, partial(_hub, text, options))]
 
 
 def _glob(pattern: Path) -> list[NamedRows]:
@@ -66,7 +67,7 @@ def _glob(pattern: Path) -> list[NamedRows]:
     found = sorted(str(path) for path in anchor.glob(str(pattern.relative_to(anchor))) if path.is_file())
     if not found:
         raise DataError(f"No file matches '{pattern}'.")
-    return [NamedRows(path, read_file(Path(path))) for path in found]
+    return [NamedRows(path, partial(read_file, Path(path))) for path in found]
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -88,7 +89,7 @@ def _nearest_file(path: Path) -> str:
     return f"; did you mean '{folder / close[0]}'?" if close else ""
 
 
-def _hub(name: str, options: DataOptions) -> Generator[RawRow, None, None]:
+def _hub(name: str, options: DataOptions, start: Place | None) -> Generator[RawRow, None, None]:
     """Rows of a dataset on the Hugging Face Hub, or in its local cache."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -101,4 +102,4 @@ def _hub(name: str, options: DataOptions) -> Generator[RawRow, None, None]:
             f"The dataset '{name}' (config {options.config or 'default'}, split {options.split}) is no file here and "
             f"could not be loaded from the Hugging Face Hub: {sentence[:300]}"
         ) from error
-    yield from read_rows(found, name)
+    yield from read_rows(found, name, start)

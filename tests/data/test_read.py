@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from prefopt.data.config import DataOptions
+from prefopt.data.read import read_file
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError
 
@@ -19,7 +20,7 @@ def lines_of(rows):
 
 
 def read(source):
-    return [raw for named in open_sources(source, DataOptions()) for raw in named.rows]
+    return [raw for named in open_sources(source, DataOptions()) for raw in named.read(None)]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.parquet", "misnamed.jsonl"])
@@ -131,7 +132,25 @@ def test_a_hub_dataset_is_read_by_config_split_and_revision(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     options = DataOptions(config="en", split="test_prefs", revision="v2")
     (named,) = open_sources("owner/name", options)
-    rows = list(named.rows)
+    rows = list(named.read(None))
     assert [raw.row for raw in rows] == ROWS
     assert rows[3].where == "owner/name:4"
     assert asked == [(("owner/name", "en"), {"split": "test_prefs", "revision": "v2"})]
+
+
+def test_reading_goes_on_behind_any_row(tmp_path) -> None:
+    rows = [{"n": n, "text": "é" * (n % 5)} for n in range(300)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines[7] = "{broken"
+    plain, packed, array, table = (tmp_path / name for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.parquet"))
+    plain.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
+    with gzip.open(packed, "wb") as file:
+        file.write("\r\n".join(lines).encode())
+    array.write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=37)
+    for path in (plain, packed, array, table):
+        whole = list(read_file(path))
+        assert len(whole) == 300
+        for stopped in (0, 1, 6, 7, 36, 37, 38, 150, 298):
+            assert list(read_file(path, whole[stopped].after)) == whole[stopped + 1 :]
+        assert list(read_file(path, json.loads(json.dumps(whole[-1].after)))) == []
