@@ -10,6 +10,7 @@ import difflib
 import glob
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefopt.data.sources import FILE_SUFFIXES
@@ -42,8 +43,9 @@ def resolved(source: Source) -> Source:
     for key in _MODELS:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
-    if isinstance(value := source.get(_LOSS), str):
-        source = source.replaced(_LOSS, _loss(value, source.base(_LOSS)))
+    for key in _losses(source):
+        if isinstance(value := source.get(key), str):
+            source = source.replaced(key, _loss(value, source.base(key)))
     if isinstance(value := source.get(_OUTPUT), str) and value:
         source = source.replaced(_OUTPUT, str(_absolute(value, Path.cwd())))
     return source
@@ -61,6 +63,14 @@ def missing(source: Source) -> list[str]:
             if name.startswith(os.sep) and not _there(name)
         ]
     return sentences
+
+
+def _losses(source: Source) -> list[Key]:
+    """Return every key that may name a loss: that of the recipe, and of one that it wraps."""
+    section = source.get(_LOSS[:-1])
+    inner = section.keys() - {"name"} if isinstance(section, Mapping) else ()
+    wrapped = [("loss", key, "name") if isinstance(section[key], Mapping) else ("loss", key) for key in sorted(inner)]
+    return [_LOSS, *wrapped]
 
 
 def _data(name: str, base: Path) -> str:

@@ -107,15 +107,23 @@ def test_a_recipe_finds_it_beside_itself_wherever_that_is(tmp_path, monkeypatch)
     folder = tmp_path / "my own (losses), here"
     folder.mkdir()
     (folder / "a.py").write_text(TEN_LINES)
-    for written in ("a.py:Squared", "dpo + 0.5*a.py:Squared", "dpo + 'a.py:Squared'(target=2)"):
+    for written in (
+        '"a.py:Squared"',
+        '"dpo + 0.5*a.py:Squared"',
+        "\"dpo + 'a.py:Squared'(target=2)\"",
+        '"wpo(a.py:Squared(target=2)) + sft"',
+        "{name: wpo, of: 'a.py:Squared'}",
+        "{name: wpo, of: {name: 'a.py:Squared', target: 2}}",
+    ):
         recipe = folder / "recipe.yaml"
-        recipe.write_text(f'model: tiny\ndata: {{train: x.jsonl}}\nloss: "{written}"\ntrain: {{output_dir: runs/x}}\n')
+        recipe.write_text(f"model: tiny\ndata: {{train: x.jsonl}}\nloss: {written}\ntrain: {{output_dir: runs/x}}\n")
         monkeypatch.chdir(tmp_path)
         loaded = load_recipe(recipe, check_files=False)
         saved = tmp_path / "saved.yaml"
         saved.write_text(dump_recipe(loaded))
         assert load_recipe(saved, check_files=False).loss == loaded.loss
-        assert str(folder) in loaded.loss.build().name
+        assert str(folder) in str(loaded.loss)
+        loaded.loss.build()
 
 
 def test_it_mixes_and_is_found_again_from_anywhere(file, tmp_path, monkeypatch) -> None:
