@@ -234,7 +234,7 @@ class LossOutput:
     reward: Tensor
     """(S,) float32, the implicit reward of every completion, detached."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars to log, detached; summed nowhere, so only what is one number a step."""
+    """To log, detached: what is one number a step as a scalar, of anything else all values, to be averaged."""
     parts: tuple[LossPart, ...] = ()
     """Of a mixture."""
 

@@ -155,7 +155,9 @@ class PreferenceData:
             digest.update(self._labels.tobytes())
         return digest.hexdigest()
 
-    def for_loss(self, form: str, *, needs_mismatched: bool = False, scores: Scores = "unused") -> PreferenceData:
+    def for_loss(
+        self, form: str, *, needs_mismatched: bool = False, scores: Scores = "unused", needs_preference: bool = False
+    ) -> PreferenceData:
         """Return the data in the form a loss asks for.
 
         A list becomes a pair of its best and its worst completion, and a pair a list of two. A pair becomes two
@@ -163,7 +165,8 @@ class PreferenceData:
         desirable ones are imitated. Labels can't become pairs or lists.
 
         A pair without scores, or where `scores` is "unused", is a list with the scores 1 and 0. A list whose scores
-        are all equal makes no pair; how many examples are left out stands in `summary.notes`.
+        are all equal makes no pair, and with `needs_preference` it is no list either; how many examples are left out
+        stands in `summary.notes`.
 
         Raises:
             DataError: labels where completions are compared; no desirable completion to imitate; lists that prefer
@@ -185,6 +188,8 @@ class PreferenceData:
             data = self._as_demonstrations()
         elif form == "listwise":
             data = self._as_lists(scores)
+            if needs_preference:
+                data = data._decided()
         elif self.form == "listwise":
             data = self._as_pairs()
         if form == "unpaired" and data.form == "paired":
@@ -217,19 +222,26 @@ class PreferenceData:
 
     def _as_pairs(self) -> PreferenceData:
         """Return the best and the worst completion of each list that prefers one to another."""
-        decided = [example for example in self if np.float32(example.scores[0]) > np.float32(example.scores[-1])]
-        if not decided:
-            raise DataError(
-                "The best and the worst completion of a list are a pair, but the scores of every list of the data are "
-                "all equal. Give lists that prefer one completion to another."
-            )
+        decided = self._decided()
         pairs = (
             replace(e, completions=(e.completions[0], e.completions[-1]), scores=(e.scores[0], e.scores[-1]))
             for e in decided
         )
+        return PreferenceData("paired", pairs, summary=decided.summary)
+
+    def _decided(self) -> PreferenceData:
+        """Return the lists that prefer one completion to another."""
+        decided = [example for example in self if np.float32(example.scores[0]) > np.float32(example.scores[-1])]
+        if not decided:
+            raise DataError(
+                "Completions of a list are compared by their scores, but the scores of every list of the data are all "
+                "equal. Give lists that prefer one completion to another."
+            )
         equal = len(self) - len(decided)
-        note = f"{equal} of {len(self)} lists make no pair: all of their scores are equal" if equal else ""
-        return PreferenceData("paired", pairs, summary=self._noted(note))
+        if not equal:
+            return self
+        note = f"{equal} of {len(self)} lists are left out: all of their scores are equal"
+        return PreferenceData("listwise", decided, summary=self._noted(note))
 
     def _noted(self, note: str) -> DataSummary:
         return replace(self.summary, notes=(*self.summary.notes, note)) if note else self.summary

@@ -84,7 +84,8 @@ class Divergence(torch.autograd.Function):
         # The heads' tensors too: autograd then sees when one was changed in between.
         heads = (head.weight, head.bias, other.weight, other.bias)
         ctx.save_for_backward(policy, reference, lse_p.to(dtype), lse_r.to(dtype), value, *heads)
-        ctx.options = (head, other, direction, make)
+        # Not the heads themselves: what is saved goes with the graph, and they are large.
+        ctx.options = ((head.scale, head.softcap), (other.scale, other.softcap), direction, make)
         return value
 
     @staticmethod
@@ -92,8 +93,9 @@ class Divergence(torch.autograd.Function):
         """Sweep again; what comes from the loss is one number a token, which multiplies its row at the end."""
         if torch.is_grad_enabled():
             raise RuntimeError("token_divergences can be differentiated once, and create_graph=True asks for more.")
-        policy, reference, *kept = ctx.saved_tensors[:5]
-        head, other, direction, make = ctx.options
+        policy, reference, *kept, weight, bias, other_weight, other_bias = ctx.saved_tensors
+        scales, other_scales, direction, make = ctx.options
+        head, other = Head(weight, bias, *scales), Head(other_weight, other_bias, *other_scales)
         gradient = torch.empty_like(policy)
         factor = (upstream * head.scale).unsqueeze(1)
         with torch.autocast(policy.device.type, enabled=False), torch.cuda.device_of(policy):

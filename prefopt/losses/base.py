@@ -37,6 +37,8 @@ class Loss(Hyperparameters):
     """Whether every step must hold completions of other prompts (`SequenceLogprobs.mismatched`)."""
     scores: Scores = "unused"
     """Whether completions must have scores, and in a pair the chosen one the higher."""
+    needs_preference: bool = False
+    """Of lists: whether one whose scores are all equal is no example."""
     extras: frozenset[Extra] = frozenset()
     """Fields of `SequenceLogprobs` beside the sums over tokens that must be there: each costs memory or time."""
     wraps: str = ""
@@ -116,7 +118,7 @@ class PairLoss(Loss):
 class ListLoss(Loss):
     """A loss of the implicit rewards and scores of a list's completions, and of nothing else.
 
-    A subclass implements `value`, and `counts` where some lists are no examples.
+    A subclass implements `value`, and sets `needs_preference` where a list of equal scores is no example.
     """
 
     form = "listwise"
@@ -131,10 +133,6 @@ class ListLoss(Loss):
         """
         raise NotImplementedError
 
-    def counts(self, score: Tensor, there: Tensor) -> Tensor:
-        """Return which lists are examples, (Q,) bool; the loss of the others is 0. All, where it is not said."""
-        return there.any(-1)
-
     def forward(self, seqs: SequenceLogprobs) -> LossOutput:
         reward = self.beta * self.log_ratio(seqs)
         size = seqs.list_index.unique(return_counts=True)[1]
@@ -144,10 +142,11 @@ class ListLoss(Loss):
         score = reward.new_zeros(shape).index_put(at, seqs.list_score.to(reward.dtype))
         there = torch.zeros(shape, dtype=torch.bool, device=size.device).index_put(at, torch.ones_like(place).bool())
         loss = self.value(entries, score, there)
-        return LossOutput(loss=loss, weight=self.counts(score, there).to(loss.dtype), reward=reward.detach())
+        counts = _prefers(score, there) if self.needs_preference else there.any(-1)
+        return LossOutput(loss=loss * counts, weight=counts.to(loss.dtype), reward=reward.detach())
 
 
-def prefers(score: Tensor, there: Tensor) -> Tensor:
+def _prefers(score: Tensor, there: Tensor) -> Tensor:
     """Return which lists, (Q, K) each, have two different scores: (Q,) bool."""
     highest = score.masked_fill(~there, -torch.inf).amax(-1)
     return highest > score.masked_fill(~there, torch.inf).amin(-1)

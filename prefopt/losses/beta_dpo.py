@@ -19,9 +19,9 @@ class BetaDPO(Loss):
         b      = beta * (1 + alpha * (mean of gap over the kept - centre)),   0.001 at least
         loss   = -log sigma(b * gap) of the kept,   a mean over them
 
-    arXiv:2407.08639. The centre starts at 0, is kept in checkpoints and does not move in evaluation; b is a constant to
-    the gradient and is logged as `beta`. As in the authors' code `gap` is not multiplied by beta, so that alpha is a
-    share of beta a nat (their runs: 0.6), and the centre takes the step in before it is used.
+    arXiv:2407.08639. The centre starts at 0 and is kept in checkpoints; evaluation leaves it where it is and keeps all
+    pairs. b is a constant to the gradient and is logged as `beta`. As in the authors' code `gap` is not multiplied by
+    beta, so that alpha is a share of beta a nat (their runs: 0.6), and the centre takes the step in before it is used.
 
     The paper draws the kept pairs at random, the likelier the nearer to the centre. Here the nearest ones are kept:
     the same pairs for any packing and after any resume. Pairs that are exactly equally near share what is left.
@@ -71,8 +71,8 @@ class BetaDPO(Loss):
 
     def _nearest(self, distance: Tensor) -> Tensor:
         """Return 1 for the kept ones by their distances (P,) and 0 for the others, a share for ties at the edge."""
-        if not distance.numel():
-            return distance
+        if not distance.numel() or not self.training:
+            return torch.ones_like(distance)
         count = max(1, int(self.keep * distance.numel() + 1e-9))
         edge = distance.sort().values[count - 1]
         inside, tied = distance < edge, distance == edge

@@ -34,9 +34,10 @@ class LossConfig(Section):
         try:
             # A mapping without a name is an override of the default loss: `loss.beta=0.2`.
             loss = build({"name": "dpo", **value} if isinstance(value, Mapping) else value)
+            hyper = loss.hyper()
         except RecipeError as error:
             raise PydanticCustomError("loss", "{sentence}", {"sentence": str(error)}) from error
-        return {"name": loss.name, **loss.hyper()}
+        return {"name": loss.name, **hyper}
 
     def build(self) -> Loss:
         """Return the loss."""

@@ -27,7 +27,7 @@ _NAMES = ("name", "file", "quoted")
 _WORDS = {"true": True, "false": False, "null": None}
 
 
-WRAPPED = ""
+WRAPPED = "\0"
 """The key of a loss that stands in the parentheses of another one without a key."""
 
 

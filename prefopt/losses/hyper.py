@@ -59,7 +59,7 @@ class Hyperparameters(torch.nn.Module):
     ) -> float:
         """Return `value` as a float, or raise RecipeError with the allowed range when it is not a number in it."""
         bounds = [(above, "greater than"), (at_least, "at least"), (below, "less than"), (at_most, "at most")]
-        allowed = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None) or "finite"
+        allowed = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None)
         try:
             # YAML 1.1 reads 1e-2 as text, so text that spells a number is one.
             found = math.nan if isinstance(value, bool) or not isinstance(value, (Real, str)) else float(value)
@@ -74,7 +74,8 @@ class Hyperparameters(torch.nn.Module):
         )
         if not inside:
             raise RecipeError(
-                f"{key} = {value!r} is not allowed for the loss {self.name}: it must be a number {allowed}."
+                f"{key} = {value!r} is not allowed for the loss {self.name}: it must be a "
+                f"{f'number {allowed}' if allowed else 'finite number'}."
             )
         return found
 

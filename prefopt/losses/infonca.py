@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -20,7 +21,9 @@ class _Contrastive(ListLoss):
 
     def target(self, score: Tensor, there: Tensor) -> Tensor:
         """Return the share of each completion, (Q, K)."""
-        return (score / self.temperature).masked_fill(~there, -float("inf")).softmax(-1)
+        held = score.masked_fill(~there, -torch.inf)
+        # The largest goes first: scores may be larger than the temperature by more than float32 can hold.
+        return ((held - held.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
 
 
 class InfoNCA(_Contrastive):
@@ -39,7 +42,7 @@ class InfoNCA(_Contrastive):
     paper = "arXiv:2402.05369 (InfoNCA)"
 
     def value(self, reward: Tensor, score: Tensor, there: Tensor) -> Tensor:
-        surprise = -reward.masked_fill(~there, -float("inf")).log_softmax(-1)
+        surprise = -reward.masked_fill(~there, -torch.inf).log_softmax(-1)
         return (self.target(score, there) * surprise.masked_fill(~there, 0.0)).sum(-1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from prefopt.errors import RecipeError
-from prefopt.losses.base import ListLoss, prefers
+from prefopt.losses.base import ListLoss
 
 STEEPEST = 30.0
 """Largest exponent of a gain: 2^30 still leaves float32 room for a list of them."""
@@ -33,6 +33,7 @@ class LiPO(ListLoss):
     name = "lipo"
     paper = "arXiv:2402.01878 (LiPO-lambda)"
     scores = "given"
+    needs_preference = True
 
     def __init__(self, *, beta: float = 0.05, lowest: float = 0.0, highest: float = 1.0) -> None:
         super().__init__()
@@ -44,9 +45,6 @@ class LiPO(ListLoss):
                 f"highest = {highest!r} is not allowed for the loss lipo: it must be a number greater than lowest "
                 f"({self.lowest:g})."
             )
-
-    def counts(self, score: Tensor, there: Tensor) -> Tensor:
-        return prefers(score, there)
 
     def value(self, reward: Tensor, score: Tensor, there: Tensor) -> Tensor:
         above = (score[:, :, None] > score[:, None, :]) & there[:, :, None] & there[:, None, :]

@@ -44,6 +44,9 @@ class Mixture(Loss):
         self.needs_reference = any(loss.needs_reference for loss in losses)
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.scores = min((loss.scores for loss in losses), key=_STRICTEST.index)
+        if self.form == "listwise" and self.scores == "given" and any(loss.form != "listwise" for loss in losses):
+            self.scores = "ordered"  # the other parts see best and worst by score: of a pair that must be its order
+        self.needs_preference = all(loss.needs_preference for loss in losses if loss.form == "listwise")
         self.extras = frozenset[Extra]().union(*(loss.extras for loss in losses))
         self.statistics = _together([loss.statistics for loss in losses])
         names = [loss.name.rpartition(":")[2] for loss in losses]

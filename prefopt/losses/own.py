@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import get_args
 
 from prefopt.errors import RecipeError, nearest
-from prefopt.losses.base import Form, Loss
+from prefopt.losses.base import Extra, Form, Loss
 
 
 def names_a_file(text: str) -> bool:
@@ -55,10 +55,24 @@ def load(name: str) -> type[Loss]:
 
 
 def check(loss: Loss) -> None:
-    """Raise RecipeError when a loss does not keep its hyper-parameters where a saved recipe finds them."""
+    """Raise RecipeError for a loss whose declarations would not do what they say.
+
+    That is one that does not keep its hyper-parameters where a saved recipe finds them, asks for extras that there
+    are not, or remembers steps that it is never given.
+    """
     if lost := [key for key in loss.hyper_names() if not hasattr(loss, key)]:
         raise RecipeError(
             f"The loss {loss.name} takes {lost[0]} and does not keep it: write `self.{lost[0]} = ...` in its __init__."
+        )
+    if unknown := sorted(loss.extras - {*get_args(Extra)}):
+        raise RecipeError(
+            f"The loss {loss.name} asks for {unknown[0]!r} in its `extras`: there are {', '.join(get_args(Extra))}"
+            f"{nearest(unknown[0], get_args(Extra))}"
+        )
+    if loss.statistics == "none" and type(loss).end_step is not Loss.end_step and not loss.wraps:
+        raise RecipeError(
+            f"The loss {loss.name} has an `end_step`, which is called of losses that see whole steps: set its "
+            '`statistics` to "step".'
         )
 
 

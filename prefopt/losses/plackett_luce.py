@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefopt.losses.base import ListLoss, prefers
+from prefopt.losses.base import ListLoss
 
 
 class PlackettLuce(ListLoss):
@@ -23,13 +23,11 @@ class PlackettLuce(ListLoss):
 
     name = "plackett_luce"
     paper = "arXiv:2305.18290, appendix A.3, Eq. 20"
+    needs_preference = True
 
     def __init__(self, *, beta: float = 0.1) -> None:
         super().__init__()
         self.beta = self.number("beta", beta, above=0)
-
-    def counts(self, score: Tensor, there: Tensor) -> Tensor:
-        return prefers(score, there)
 
     def value(self, reward: Tensor, score: Tensor, there: Tensor) -> Tensor:
         beaten = (score[:, :, None] > score[:, None, :]) & there[:, :, None] & there[:, None, :]

@@ -60,7 +60,7 @@ class WPO(Loss):
         likely = at_least_float32(seqs.policy.detach()) - at_least_float32(self.extra(seqs, "log_sum_p2"))
         score = (likely / seqs.length.clamp(min=1)).to(output.loss.dtype)
         weight = self._of_examples(score, seqs).exp().clamp(max=1)
-        metrics = {**output.metrics, "wpo_weight": weight.mean()} if weight.numel() else output.metrics
+        metrics = {**output.metrics, "wpo_weight": weight}
         return LossOutput(loss=weight * output.loss, weight=output.weight, reward=output.reward, metrics=metrics)
 
     def _of_examples(self, score: Tensor, seqs: SequenceLogprobs) -> Tensor:

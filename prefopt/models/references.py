@@ -34,6 +34,8 @@ class Reference(ABC):
     """A sentence: why it is this one."""
     gives_states: bool = False
     """Whether it has distributions over next tokens, not only the log-probs of those that are there."""
+    head_rows: int | None = None
+    """Rows of its head, padding of the vocabulary included, if `gives_states`."""
     start_tolerance: float | None
     """How far a completion's log-prob may be from the policy's before the first update, nats; None: anywhere."""
 
@@ -77,6 +79,7 @@ class AdapterOff(Reference):
 
     def __init__(self, policy: PackedModel, reason: str, *, starts_equal: bool) -> None:
         self._policy = policy
+        self.head_rows = policy.head_weight.shape[0]
         self.reason = reason
         self.start_tolerance = 0.0 if starts_equal else None
 
@@ -107,6 +110,7 @@ class FrozenCopy(Reference):
 
     def __init__(self, policy: PackedModel, reason: str) -> None:
         self._policy = policy
+        self.head_rows = policy.head_weight.shape[0]
         self.reason = reason
         copies: dict[int, nn.Parameter] = {}
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -156,6 +160,7 @@ class FrozenModel(Reference):
     def __init__(self, policy: PackedModel, model: PackedModel, reason: str) -> None:
         self._policy = policy
         self._model = model
+        self.head_rows = model.head_weight.shape[0]
         self.reason = reason
 
     @torch.no_grad()

@@ -38,6 +38,16 @@ class States:
             reduction=reduction,
         )
 
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> States:
+        """Return the same on a device, in its own dtype where none is given."""
+        weight, bias = self.head.weight, self.head.bias
+        moved = replace(
+            self.head,
+            weight=weight.to(device, dtype or weight.dtype),
+            bias=None if bias is None else bias.to(device, dtype or bias.dtype),
+        )
+        return States(self.hidden.to(device, dtype or self.hidden.dtype), moved)
+
     @torch.no_grad()
     def log_sum_p2(self, pack: Pack) -> Tensor:
         """Return the sum of log sum_v p(v)^2 over each completion's tokens, (S,) float32, nats, without gradient."""
@@ -62,12 +72,6 @@ class States:
         parts = [part for part in (self.head.weight, self.head.bias) if part is not None]
         if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
             raise ModelError("a divergence has no gradient for a head that trains: freeze it, or train LoRA.")
-        dtype = self.hidden.dtype
-        other = replace(
-            reference.head,
-            weight=reference.head.weight.to(self.hidden.device, dtype),
-            bias=None if reference.head.bias is None else reference.head.bias.to(self.hidden.device, dtype),
-        )
-        hidden = reference.hidden.to(self.hidden.device, dtype)
-        found = token_divergences(self.hidden, hidden, self.head, "reference_policy", reference_head=other)
+        other = reference.to(self.hidden.device, self.hidden.dtype)
+        found = token_divergences(self.hidden, other.hidden, self.head, "reference_policy", reference_head=other.head)
         return reduce_segments(found, pack.segment, pack.num_sequences).to(found.dtype)

@@ -63,7 +63,7 @@ def preference_metrics(seqs: SequenceLogprobs, output: LossOutput) -> MeanMetric
     for part in output.parts:
         metrics.add(f"losses/{part.name}", float(part.loss.double().sum()), float(part.weight.double().sum()))
     for name, value in output.metrics.items():
-        metrics.add(name, float(value), 1.0)
+        _add(metrics, name, value.reshape(-1))
     return metrics
 
 

@@ -13,6 +13,7 @@ from prefopt.kernels import reduce_segments
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
+from prefopt.models.states import States
 from prefopt.records import Pack, SequenceLogprobs, TokenLogprobs
 
 
@@ -61,6 +62,12 @@ def check_extras(loss: Loss, policy: PackedModel, reference: Reference) -> None:
             f"the loss {loss.name} has no gradient for a head that trains, and the policy's does (or the embedding "
             "that it is tied to): set model.lora and leave lm_head out of it, or choose another loss."
         )
+    rows, others = policy.head_weight.shape[0], reference.head_rows
+    if others != rows:
+        raise RecipeError(
+            f"the loss {loss.name} compares whole distributions, and the heads have {rows} rows in the policy and "
+            f"{others} in the reference, tokens or not: choose a reference of the policy's own size of vocabulary."
+        )
 
 
 def score_pack(policy: PackedModel, reference: Reference, pack: Pack, extras: Collection[str] = ()) -> Scored:
@@ -68,11 +75,10 @@ def score_pack(policy: PackedModel, reference: Reference, pack: Pack, extras: Co
     if not extras:
         frozen = reference.logprobs(pack)
         return Scored(policy.logprobs(pack), frozen)
-    where = (pack.target, pack.segment, pack.num_sequences)
-    others = reference.states(pack) if "divergence" in extras else None
-    frozen_token = reference.logprobs(pack, "none") if others is None else others.logprobs(*where, reduction="none")
+    others = reference.states(pack).to(pack.target.device) if "divergence" in extras else None
+    frozen_token = reference.logprobs(pack, "none") if others is None else _tokens(others, pack)
     states = policy.states(pack)
-    token = states.logprobs(*where, reduction="none")
+    token = _tokens(states, pack)
     return Scored(
         policy=_sums(token, pack.segment, pack.num_sequences),
         reference=None if frozen_token is None else _sums(frozen_token, pack.segment, pack.num_sequences),
@@ -80,6 +86,17 @@ def score_pack(policy: PackedModel, reference: Reference, pack: Pack, extras: Co
         log_sum_p2=states.log_sum_p2(pack) if "log_sum_p2" in extras else None,
         divergence=None if others is None else states.divergence(others, pack),
     )
+
+
+def score_sources(policy: PackedModel, reference: Reference, pack: Pack, extras: Collection[str] = ()) -> list[Tensor]:
+    """Compute `Scored.sources` of a pack once more, and nothing that no gradient goes through."""
+    if not extras:
+        return [policy.logprobs(pack)]
+    if "divergence" not in extras:
+        return [policy.logprobs(pack, "none")]
+    others = reference.states(pack).to(pack.target.device)
+    states = policy.states(pack)
+    return [_tokens(states, pack), states.divergence(others, pack)]
 
 
 def placeholder(pack: Pack, extras: Collection[str] = ()) -> Scored:
@@ -119,6 +136,11 @@ def detached(seqs: SequenceLogprobs) -> SequenceLogprobs:
     token = seqs.token and replace(seqs.token, policy=seqs.token.policy.detach())
     divergence = None if seqs.divergence is None else seqs.divergence.detach()
     return replace(seqs, policy=seqs.policy.detach(), token=token, divergence=divergence)
+
+
+def _tokens(states: States, pack: Pack) -> Tensor:
+    """Return the log-prob of every token, (N,)."""
+    return states.logprobs(pack.target, pack.segment, pack.num_sequences, reduction="none")
 
 
 def _sums(token: Tensor, segment: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.records import LossOutput, Pack, SequenceLogprobs
 from prefopt.train.metrics import MeanMetrics, preference_metrics
-from prefopt.train.scored import Scored, detached, placeholder, score_pack, sequences
+from prefopt.train.scored import Scored, detached, placeholder, score_pack, score_sources, sequences
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _all_first(step: _Step) -> StepResult:
         gradients = [next(upstream) for _ in own.sources]
         if any(gradient is not None and bool(gradient.any()) for gradient in gradients):
             with step.autocast():
-                again = score_pack(step.policy, step.reference, pack, step.loss.extras).sources
+                again = score_sources(step.policy, step.reference, pack, step.loss.extras)
             pairs = zip(again, gradients, strict=True)
             step.backward(torch.stack([(x * g).double().sum() for x, g in pairs if g is not None]).sum())
     return _result(step.loss, output, detached(seqs))

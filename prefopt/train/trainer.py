@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -70,7 +71,8 @@ class PreferenceTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.loss_module = loss
+        # What a loss remembers belongs to a run: the caller's own stays as it is.
+        self.loss_module = loss = copy.deepcopy(loss)
         self.data = _for_loss(data, loss)
         self.eval_data = eval_data and _for_loss(eval_data, loss)
         self.arguments = args or PreferenceArguments(output_dir="prefopt-run")
@@ -90,6 +92,7 @@ class PreferenceTrainer(Trainer):
             callbacks=[exact_epoch, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints every log to stdout, which is for results
+        loss.to(self.args.device)
         self.packed = PackedModel(model)
         self.reference = self._reference(reference, tokenizer)
         check_extras(loss, self.packed, self.reference)
@@ -138,6 +141,7 @@ class PreferenceTrainer(Trainer):
     ) -> Tensor:
         """Run one step's packs forward and backward; returns the step's loss, detached."""
         model.train()
+        self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
         result = run_step(
             self.packed,
@@ -193,10 +197,12 @@ class PreferenceTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         loss.eval()
-        with self._attached(), self.accelerator.autocast():
-            output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
-        self.model.train(was_training)
-        loss.train()
+        try:
+            with self._attached(), self.accelerator.autocast():
+                output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+        finally:
+            self.model.train(was_training)
+            loss.train()
         means = {"loss": float(output.loss.sum() / output.weight.sum()), **preference_metrics(seqs, output).means()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - began
@@ -240,6 +246,7 @@ class PreferenceTrainer(Trainer):
         if state.global_step < planned:
             return False
         self._load_from_checkpoint(str(checkpoint))
+        self._load_loss(self._resume)
         self.state = state
         return True
 
@@ -329,13 +336,24 @@ class PreferenceTrainer(Trainer):
             return
         self._window = MeanMetrics.from_state(self._resume["window"])
         self._tokens = self._resume["tokens"]
-        for name, buffer in self.loss_module.state_dict().items():
-            buffer.copy_(torch.tensor(self._resume["loss"][name], dtype=buffer.dtype))
+        self._load_loss(self._resume)
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
         steps = self.plan.steps_per_epoch
         loader = self.callback_handler.train_dataloader
         loader.load_state_dict({"epoch": self.state.global_step // steps, "step": self.state.global_step % steps})
+
+    def _load_loss(self, state: dict[str, Any] | None) -> None:
+        """Let the loss remember what it did when `state` was saved."""
+        for name, buffer in self.loss_module.state_dict().items():
+            if state is not None:
+                buffer.copy_(torch.tensor(state["loss"][name], dtype=buffer.dtype))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if best and (Path(best) / STATE).is_file():
+            self._load_loss(json.loads((Path(best) / STATE).read_text()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Copy weights into the model as it stands: PEFT's own loader would change an adapter's dtype."""
@@ -353,4 +371,9 @@ class PreferenceTrainer(Trainer):
 
 
 def _for_loss(data: PreferenceData, loss: Loss) -> PreferenceData:
-    return data.for_loss(loss.form, needs_mismatched=loss.needs_mismatched, scores=loss.scores)
+    return data.for_loss(
+        loss.form,
+        needs_mismatched=loss.needs_mismatched,
+        scores=loss.scores,
+        needs_preference=loss.needs_preference,
+    )

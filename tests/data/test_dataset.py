@@ -54,7 +54,7 @@ def test_a_list_becomes_a_pair_two_labels_or_a_demonstration():
 
 def test_lists_that_make_no_pair_are_counted_in_a_note():
     data = listed(10)
-    note = "3 of 10 lists make no pair: all of their scores are equal"
+    note = "3 of 10 lists are left out: all of their scores are equal"
     for form in ("paired", "unpaired"):
         assert data.for_loss(form).summary.notes == (note,)
     for form in ("listwise", "demonstration"):

@@ -246,7 +246,7 @@ def test_of_lists_the_best_and_the_worst_completion_are_measured(loaded: tuple[A
     assert found.slices == expected.slices
     assert found.fingerprint == held_out_pairs(lists).fingerprint
     np.testing.assert_array_equal(pair_logprobs(policy, lists).policy, found.pairs.policy)
-    assert held_out_pairs(lists).summary.notes == ("2 of 8 lists make no pair: all of their scores are equal",)
+    assert held_out_pairs(lists).summary.notes == ("2 of 8 lists are left out: all of their scores are equal",)
 
 
 def test_labelled_and_empty_data_are_refused(loaded: tuple[Any, Any]) -> None:

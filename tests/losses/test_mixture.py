@@ -122,7 +122,13 @@ def test_a_loss_in_a_loss_is_written_in_every_way_that_a_loss_is() -> None:
 def test_extras_and_scores_are_those_of_all_parts() -> None:
     loss = build("wpo + 0.5*ld_dpo + tdpo")
     assert loss.extras == {"log_sum_p2", "token", "divergence"}
-    assert (build("dpo + odpo").scores, build("odpo(offset=linear) + infonca").scores) == ("ordered", "given")
+    assert (build("dpo + odpo").scores, build("odpo(offset=linear) + dpo").scores) == ("ordered", "given")
+    # Where lists go by scores, the best and the worst that other parts see must be chosen and rejected.
+    assert (build("infonca + lipo").scores, build("infonca + sft").scores) == ("given", "ordered")
+    assert build("plackett_luce + dpo").scores == "unused"
+    # A list of equal scores is left out where no part can use it.
+    prefer = [build(f).needs_preference for f in ("plackett_luce", "lipo + dpo", "plackett_luce + infonca", "infonca")]
+    assert prefer == [True, True, False, False]
     assert (build("dpo + sft").scores, build("dpo + sft").extras) == ("unused", frozenset())
 
 

@@ -167,3 +167,19 @@ def test_what_is_wrong_with_it_is_said(file, name: str, words: str) -> None:
     file.with_name("bare.py").write_text("from prefopt.losses import Loss\nclass Bare(Loss):\n    pass\n")
     with pytest.raises(RecipeError, match=words):
         build(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            'extras = frozenset({"log_sum_p_2"})',
+            r"asks for 'log_sum_p_2' in its `extras`: .*; did you mean 'log_sum_p2'",
+        ),
+        ("def end_step(self, seqs): ...", r"has an `end_step`, .*: set its `statistics` to \"step\""),
+    ],
+)
+def test_a_declaration_that_would_do_nothing_is_refused(file, body: str, words: str) -> None:
+    file.write_text(f"from prefopt.losses import PairLoss\n\nclass Mine(PairLoss):\n    {body}\n")
+    with pytest.raises(RecipeError, match=words):
+        build("my_losses.py:Mine")

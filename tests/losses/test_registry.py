@@ -114,6 +114,7 @@ def test_no_name_of_a_loss_stands_in_code_outside_the_package() -> None:
         ("infonca", {"temperature": 0}, r"temperature = 0 .* greater than 0"),
         ("nca_listwise", {"temperature": -1}, r"temperature = -1 .* greater than 0"),
         ("lipo", {"lowest": 1, "highest": 1}, r"highest = 1 .* greater than lowest \(1\)"),
+        ("lipo", {"lowest": None}, r"lowest = None .* it must be a finite number\."),
         ("bco", {"running": 1}, r"running = 1 .* true or false"),
         ("wpo", {"of": 3}, r"A loss is a name or a mapping with a name, not 3"),
         ({"beta": 0.1}, {}, r"needs the key `name` \(alphapo, .*\); found only beta"),

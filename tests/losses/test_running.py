@@ -102,6 +102,12 @@ def test_calling_a_loss_changes_nothing_and_evaluation_uses_what_training_left(n
     assert not torch.equal(loss(seqs).loss, fresh)
 
 
+def test_in_evaluation_beta_dpo_counts_every_pair() -> None:
+    loss = build("beta_dpo", keep=0.5).eval()
+    assert loss(two_pairs()).weight.tolist() == [1.0, 1.0]
+    assert loss(two_pairs()).metrics["beta"].item() == pytest.approx(0.1 * (1 + 0.6 * 2))
+
+
 @pytest.mark.parametrize("formula", [*REMEMBER, "dpo + 0.5*bco", "beta_dpo + bco_unpaired"])
 def test_the_state_is_all_that_a_loss_remembers(formula: str) -> None:
     went_on, resumed = build(formula), build(formula)

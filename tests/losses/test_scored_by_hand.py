@@ -124,6 +124,14 @@ def test_lipo_ranks_by_the_policys_rewards_and_equal_ones_by_their_scores() -> N
         torch.testing.assert_close(loss(seqs).loss, torch.tensor([expected]))
 
 
+@pytest.mark.parametrize("name", ["infonca", "nca_listwise"])
+def test_scores_may_be_far_larger_than_the_temperature(name: str) -> None:
+    seqs = ranked(1e36, 1e35, -1e36)
+    out = build(name, temperature=1e-3)(seqs)
+    assert out.loss.isfinite().all()
+    assert gradient(build(name, temperature=1e-3), seqs).isfinite().all()
+
+
 def test_lists_of_any_lengths_stand_side_by_side() -> None:
     both = sequences(
         [-8.0, -9.0, -4.0, -3.0], [-10.0, -10.0, -4.0, -3.5],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -156,3 +157,35 @@ def test_a_divergence_is_refused_for_a_head_that_trains(how: str) -> None:
     with policy.attached(), pytest.raises(ModelError, match="no gradient for a head that trains"):
         score_pack(policy, reference, pack, ("divergence",))
     check_extras(build("wpo"), policy, reference)
+
+
+def test_a_reference_with_another_number_of_rows_is_refused_before_a_step() -> None:
+    policy = adapted("llama", "q_proj")
+    other = FrozenModel(policy, PackedModel(tiny_causal_lm("llama", vocab_size=97)), "the test says so.")
+    with pytest.raises(RecipeError, match=r"the heads have \d+ rows in the policy and 97 in the reference"):
+        check_extras(build("tdpo"), policy, other)
+    check_extras(build("ld_dpo"), policy, other)
+
+
+def test_states_of_another_device_go_where_the_tokens_are() -> None:
+    policy = adapted("llama", "q_proj")
+    (pack,) = build_packs(random_groups(1), token_budget=10**6, shared=True)
+    with InFloat64(), torch.no_grad(), policy.attached():
+        states = policy.states(pack)
+    moved = states.to(torch.device("meta"), torch.float32)
+    assert (moved.hidden.device.type, moved.head.weight.device.type) == ("meta", "meta")
+    assert (moved.hidden.dtype, moved.head.weight.dtype) == (torch.float32, torch.float32)
+
+
+def test_a_divergence_keeps_no_head_alive_once_its_graph_is_used() -> None:
+    policy, groups = adapted("llama", "q_proj"), random_groups(6)
+    (pack,) = build_packs(groups, token_budget=10**6, shared=True)
+    rough = FrozenModel(policy, PackedModel(tiny_causal_lm("llama", dtype=torch.bfloat16)), "the test says so.")
+    with InFloat64(), policy.attached(), rough.attached():
+        reference = rough.states(pack).to(pack.tokens.device, torch.float64)
+        kept = weakref.ref(reference.head.weight)
+        found = policy.states(pack).divergence(reference, pack)
+        del reference
+        assert kept() is not None  # the graph needs it
+        found.sum().backward()
+    assert kept() is None

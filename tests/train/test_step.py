@@ -14,6 +14,7 @@ from prefopt.data import Example, PreferenceData, StepPlan, build_packs
 from prefopt.losses import Loss, available, build
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
+from prefopt.models.states import States
 from prefopt.records import Group, LossOutput
 from prefopt.train.step import run_step
 from tests.models.tiny import SHARED, VOCABULARY, InFloat64, tiny_causal_lm
@@ -120,7 +121,11 @@ MIXTURES = [
 ]
 OTHERS = [*sorted(available().keys() - {"dpo", "ipo", "kto"}), *MIXTURES]
 WHOLE_STEP = [name for name in OTHERS if build(name).statistics == "step"]
-CUTS = [(name, 20, True) for name in OTHERS] + [(n, *cut) for n in WHOLE_STEP for cut in ((1, True), (40, False))]
+# Packs of unequally many examples: what is averaged must not be averaged pack by pack.
+UNEVEN = [(name, 60, True) for name in ("wpo", "wpo(simpo)", "tdpo", "ld_dpo", "infonca")] + [("wpo(sft)", 25, True)]
+CUTS = (
+    [(name, 20, True) for name in OTHERS] + UNEVEN + [(n, *cut) for n in WHOLE_STEP for cut in ((1, True), (40, False))]
+)
 
 
 @pytest.mark.parametrize(("name", "budget", "shared"), CUTS)
@@ -232,6 +237,21 @@ def test_mismatched_completions_are_scored_alone_and_never_with_a_gradient(polic
     assert computed[True] == [n for n in examples if n]
     # The reference is the policy with its adapter off, and goes through the same method: whole packs.
     assert sorted(computed[False]) == sorted([n for n in mismatched if n] + [pack.num_sequences for pack in packs])
+
+
+@pytest.mark.parametrize("formula", ["bco", "aot", "dpo + 0.1*kto", "bco + ld_dpo", "wpo + bco"])
+def test_a_second_pass_computes_what_has_gradients_and_nothing_else(policy, formula, monkeypatch) -> None:
+    data, loss = draw_examples(7, 6, "paired").for_loss("paired"), build(formula)
+    packs = build_packs(all_groups(data, loss), token_budget=60, shared=True)
+    assert len(packs) > 1
+    reference, passes = build_reference("adapter_off", policy, needed=True), []
+    own, squares = reference.logprobs, States.log_sum_p2
+    monkeypatch.setattr(reference, "logprobs", lambda pack, *how: passes.append("reference") or own(pack, *how))
+    monkeypatch.setattr(States, "log_sum_p2", lambda self, pack: passes.append("squares") or squares(self, pack))
+    with policy.attached():
+        run_step(policy, reference, loss, packs, backward=lambda value: value.backward())
+    assert passes.count("reference") == len(packs)
+    assert passes.count("squares") == (len(packs) if "wpo" in formula else 0)
 
 
 class Centred(Loss):

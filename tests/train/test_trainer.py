@@ -180,7 +180,7 @@ def test_a_run_on_lists_is_evaluated_on_the_best_and_the_worst(
     write_rows(tmp_path / "pairs.jsonl", list_rows(14) + list_rows(2, tied=True))
     result = train_run(load_recipe(path, ["train.max_steps=4", "train.learning_rate=1e-2"]), console=Console(width=200))
     said = capsys.readouterr().out
-    note = "2 of 16 lists make no pair: all of their scores are equal"
+    note = "2 of 16 lists are left out: all of their scores are equal"
     assert f"data: 14 examples ({note}) to learn from, 14 examples ({note}) held out" in said
     summaries = json.loads((run / "data.json").read_text())
     assert [summary["notes"] for summary in summaries.values()] == [[note], [note]]
@@ -212,9 +212,7 @@ def test_held_out_lists_that_prefer_nothing_are_said_and_do_not_stop_a_training(
     result = train_run(load_recipe(path, overrides), console=Console(width=300))
     assert (result.before, result.after) == (None, None)
     said = capsys.readouterr().out
-    assert (
-        "held out: no pair to measure. The best and the worst completion of a list are a pair, but the scores" in said
-    )
+    assert "held out: no pair to measure. Completions of a list are compared by their scores, but the scores" in said
     assert (run / "adapter").is_dir()
     assert not (run / "eval").exists()
     assert len(json.loads((run / "samples.json").read_text())) == 1
@@ -307,3 +305,65 @@ def test_what_a_loss_remembers_survives_a_checkpoint_and_evaluation_leaves_it_al
         assert torch.equal(first.loss_module.state_dict()[name], value)
         assert torch.equal(resumed.loss_module.state_dict()[name], value)
     assert [r["loss"] for r in logged(resumed)] == [r["loss"] for r in logged(whole)]
+
+
+def test_a_finished_run_and_the_best_checkpoint_bring_back_what_the_loss_remembered(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    options = {
+        "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 4,
+    }  # fmt: skip
+    # The "best" is the one with the highest loss, so that it is not the last.
+    worst = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    best = make_trainer(tmp_path / "a", tiny_model, "bco", **worst, **options)
+    best.train()
+    saved = json.loads((Path(best.state.best_model_checkpoint) / "prefopt_state.json").read_text())
+    assert best.state.best_global_step < 4
+    assert best.loss_module.count.tolist() == saved["loss"]["count"] == [8.0 * best.state.best_global_step] * 2
+    assert best.evaluate()["eval_loss"] == pytest.approx(best.state.best_metric, rel=1e-6)
+
+    ended = make_trainer(tmp_path / "b", tiny_model, "bco", **options)
+    ended.train()
+    again = make_trainer(tmp_path / "b", tiny_model, "bco", **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.loss_module.count.tolist() == [32.0, 32.0]
+    assert again.evaluate()["eval_loss"] == ended.evaluate()["eval_loss"]
+
+
+def test_a_trainer_leaves_the_loss_that_it_was_given_as_it_was(tmp_path: Path, tiny_model: Path) -> None:
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"r": 4})
+    data, loss = prefopt.load_preferences(pair_rows(8), tokenizer), build("bco")
+    args = PreferenceArguments(output_dir=str(tmp_path), max_steps=2, save_strategy="no", report_to="none")
+    trainer = PreferenceTrainer(policy, data, loss.eval(), "auto", args)
+    trainer.train()
+    assert trainer.loss_module.count.tolist() == [16.0, 16.0]
+    assert loss.count.tolist() == [0.0, 0.0]
+
+
+def test_lists_that_prefer_nothing_are_said_or_refused_where_a_loss_ignores_them(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    _, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32")
+    some = prefopt.load_preferences(list_rows(6) + list_rows(2, tied=True), tokenizer)
+    none = prefopt.load_preferences(list_rows(3, tied=True), tokenizer)
+    policy, _ = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"r": 4})
+    args = PreferenceArguments(output_dir=str(tmp_path))
+    trainer = PreferenceTrainer(policy, some, build("plackett_luce"), "auto", args)
+    assert (len(trainer.data), trainer.data.summary.notes) == (
+        6,
+        ("2 of 8 lists are left out: all of their scores are equal",),
+    )
+    with pytest.raises(DataError, match="the scores of every list of the data are all equal"):
+        PreferenceTrainer(policy, none, build("lipo"), "auto", args)
+    assert len(PreferenceTrainer(policy, none, build("infonca"), "auto", args).data) == 3
+
+
+def test_pairs_whose_scores_contradict_them_are_refused_where_lists_would_turn_them_round(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"r": 4})
+    rows = [{**row, "score_chosen": 1, "score_rejected": 2} for row in pair_rows(8)]
+    data, args = prefopt.load_preferences(rows, tokenizer), PreferenceArguments(output_dir=str(tmp_path))
+    with pytest.raises(DataError, match="needs chosen to be scored above rejected, and in 8 of 8 pairs it isn't"):
+        PreferenceTrainer(policy, data, build("infonca + dpo"), "auto", args)
+    assert len(PreferenceTrainer(policy, data, build("infonca"), "auto", args).data) == 8
