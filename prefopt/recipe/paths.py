@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from prefopt.data.sources import FILE_SUFFIXES
+from prefopt.data.sources import FILE_SUFFIXES, is_url
 from prefopt.recipe.source import Key, Source
 
 _DATA: tuple[Key, ...] = (("data", "train"), ("data", "eval"))
@@ -64,6 +64,8 @@ def missing(source: Source) -> list[str]:
 
 
 def _data(name: str, base: Path) -> str:
+    if is_url(name):
+        return name
     path = _absolute(name, base)
     is_path = name.endswith(FILE_SUFFIXES) or name.startswith((".", "~")) or name.count("/") > 1
     return str(path) if is_path or glob.has_magic(name) or _exists(path) else name
