@@ -14,9 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from prefopt.data import load_preferences
 from prefopt.data.config import DataOptions
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError
+from tests.data import toy_tokenizers as toys
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(5)]
 
@@ -291,3 +293,26 @@ def test_a_table_keeps_its_text_counts_its_lines_and_lacks_its_empty_cells(tmp_p
     assert read(path)[0].row == {"a": large, "b": "1"}
     path.write_bytes(b"a,b\n\xff,1\n2,3\n")
     assert [raw.problem or raw.row for raw in read(path)] == ["not UTF-8: at byte 0", {"a": "2", "b": "3"}]
+
+
+def test_numbers_of_a_table_are_numbers_where_a_format_needs_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "prompt,chosen,rejected,score_chosen,score_rejected,gap\n7,42,3.10,8,2.5,0.5\n9,81,3,9,,1\n1,2,3,4,1,0\n"
+    )
+    data = load_preferences(path, toys.chatml(None))
+    assert [example.scores for example in data] == [(8.0, 2.5), (), (4.0, 1.0)]
+    assert [example.meta["gap"] for example in data] == [0.5, 1, 0]
+    assert toys.chatml(None).decode(list(data[0].completions[1])[:-1]) == "3.10"
+    labels = tmp_path / "b.csv"
+    labels.write_text("prompt,completion,label\na,b,True\na,c,false\na,d,1\na,e,0\n")
+    assert load_preferences(labels, toys.chatml(None)).labels.tolist() == [True, False, True, False]
+    lists = tmp_path / "c.csv"
+    lists.write_text('prompt,completions,scores\na,"[""b"", ""c""]","[1, 2.5]"\n')
+    assert load_preferences(lists, toys.chatml(None))[0].scores == (2.5, 1.0)
+    messages = tmp_path / "d.tsv"
+    row = [json.dumps([{"role": "assistant", "content": text}]) for text in ("yes", "no")]
+    messages.write_text(
+        delimited([dict(zip(("prompt", "chosen", "rejected"), ("a", *row), strict=True))], "\t").decode()
+    )
+    assert len(load_preferences(messages, toys.chatml())) == 1

@@ -26,6 +26,8 @@ class RawRow:
     """The line as it stands, where `row` is None."""
     after: Place | None = None
     """Where the next row of the source begins; None for rows in memory."""
+    joined: tuple[RawRow, ...] = ()
+    """The rows behind this one that make one list with it."""
 
     @property
     def where(self) -> str:

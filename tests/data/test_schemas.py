@@ -1,0 +1,419 @@
+"""Published schemas, each by a small file with its traps: what it is taken for, and what every row becomes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.data import DataOptions, load_preferences, tokenize_rows
+from prefopt.data.formats import SCHEMAS, recognise
+from prefopt.data.loading import Loading
+from prefopt.data.rejected import RejectedRows
+from prefopt.data.rows import Dialogue, Document
+from prefopt.errors import DataError
+from tests.data import toy_tokenizers as toys
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HUMAN = "\n\nHuman: what is the best tea?\n\nAssistant: Hot or cold?\n\nHuman: hot\n\nAssistant:"
+TEA = "Which tea has no caffeine?"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "boil",
+        "description": "Boils water.",
+        "parameters": {"type": "object", "properties": {"litres": {"type": "number"}}, "required": ["litres"]},
+    },
+}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "boil", "arguments": {"litres": 1}}}],
+}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def says(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def chat(prompt, *answers, **more):
+    turns = [prompt] if isinstance(prompt, str) else prompt
+    own = [user(turn) if isinstance(turn, str) else turn for turn in turns]
+    return Dialogue(tuple(own), tuple(says(a) if isinstance(a, str) else a for a in answers), **more)
+
+
+def rows_of(name, **options):
+    """Everything that becomes of a fixture: the format, the rows that are used, and where the others went."""
+    rejected = RejectedRows()
+    loading = Loading(FIXTURES / f"{name}.jsonl", DataOptions(**options), rejected)
+    used = [(raw, read) for raw, _, read in loading.rows()]
+    for raw, _ in used:
+        loading.use(raw)
+    assert loading.read == loading.used + rejected.total + rejected.left_out.total()
+    [recognised] = loading.recognised
+    return recognised, [read for _, read in used], dict(rejected.reasons), dict(rejected.left_out)
+
+
+MULTI = ["Name a tea.", says("Mint."), "Another one."]
+
+PUBLISHED = {
+    "ultrafeedback_binarized": (
+        "pairs",
+        {},
+        [chat(TEA, "Rooibos.", "Green tea.", scores=(8.5, 3.0))],
+        {"empty completion": 1},
+        {"tie": 1},
+    ),
+    "ultrafeedback": (
+        "ultrafeedback",
+        {},
+        [
+            chat(TEA, "Rooibos.", "Rooibos, or mint.", "Green tea.", scores=(4.75, 4.5, 1.5)),
+            chat("Say no.", "No.", "Yes.", scores=(4.0, 1.25)),
+        ],
+        {"empty completion": 1},
+        {},
+    ),
+    "ultrafeedback by the overall score": (
+        "ultrafeedback",
+        {"score": "overall_score"},
+        [
+            chat(TEA, "Green tea.", "Rooibos, or mint.", "Rooibos.", scores=(10.0, 8.5, 8.0)),
+            chat("Say no.", "No.", "Yes.", scores=(9.0, 2.0)),
+        ],
+        {"empty completion": 1},
+        {},
+    ),
+    "ultrafeedback by one rating": (
+        "ultrafeedback",
+        {"score": "helpfulness"},
+        [chat(TEA, "Rooibos.", "Rooibos, or mint.", "Green tea.", scores=(5.0, 5.0, 1.0))],
+        {"empty completion": 1, "wrong type": 1},  # an answer's rating is N/A
+        {},
+    ),
+    "hh": (
+        "implicit_pairs",
+        {},
+        [Document(HUMAN, (" I think green.", " I think none."))],
+        {"different prompts": 1, "empty completion": 1},
+        {},
+    ),
+    "shp": (
+        "shp",
+        {},
+        [
+            chat("How do I peel garlic?\n\nQuickly, please.", "Crush it first.", "Use a knife.", scores=(67.0, 33.0)),
+            chat(
+                "How do I peel garlic?\n\nQuickly, please.", "Shake it in a jar.", "Buy it peeled.", scores=(50.0, 2.0)
+            ),
+        ],
+        {"wrong type": 1},
+        {},
+    ),
+    "orca": (
+        "question_pairs",
+        {},
+        [
+            chat("Name a colour.", "Red.", "Dog."),
+            chat([system("You are brief."), "Name a colour that is not red."], "Blue.", "Red is one that is not blue."),
+        ],
+        {},
+        {},
+    ),
+    "orca_distilabel": (
+        "question_pairs",
+        {},
+        [
+            chat([system("You are brief."), "Name a colour."], "Red.", "Dog.", scores=(9.0, 1.0)),
+            chat([system("You are brief."), "Name a number."], "Two.", "Too.", scores=(10.0, 1.0)),
+            chat([system("You are brief."), "Name a month."], "May.", "Might."),
+        ],
+        {},
+        {"tie": 1},
+    ),
+    "capybara_distilabel": (
+        "pairs",
+        {},
+        [
+            chat(
+                [system("Be brief."), "Hello", says("Hi."), "Name a tea."],
+                *("Mint.", "Tea."),
+                scores=(5.0, 2.0),
+            )
+        ],
+        {},
+        {},
+    ),
+    "kto_mix": (
+        "labels",
+        {},
+        [chat("Name a tea.", "Mint.", label=True), chat("Name a tea.", "Coffee.", label=False)],
+        {"completion is no assistant turn": 1},
+        {},
+    ),
+    "helpsteer": (
+        "helpsteer",
+        {},
+        [
+            chat("Name a sea.", "The Baltic.", "Water, which is wet.", scores=(4.0, 1.0)),
+        ],
+        {"empty completion": 3, "nothing to compare": 1},  # a list is rejected whole
+        {},
+    ),
+    "helpsteer by a weighted sum": (
+        "helpsteer",
+        {"score": {"helpfulness": 0.5, "verbosity": 1}},
+        [
+            chat("Name a sea.", "Water, which is wet.", "The Baltic.", scores=(3.5, 3.0)),
+        ],
+        {"empty completion": 3, "nothing to compare": 1},
+        {},
+    ),
+    "helpsteer2_preference": (
+        "strengths",
+        {},
+        [
+            chat("Name a sea.", "The Baltic.", "Water.", scores=(2.0, 0.0)),
+            chat(MULTI, "Green.", "Mint.", scores=(1.0, 0.0)),
+        ],
+        {},
+        {"tie": 1},
+    ),
+    "helpsteer3": (
+        "strengths",
+        {},
+        [
+            chat("Name a sea.", "The Baltic.", "Water.", scores=(3.0, 0.0)),
+            chat(MULTI, "Green.", "Mint.", scores=(1.0, 0.0)),
+        ],
+        {},
+        {"tie": 1},
+    ),
+    "helpsteer3 as lists": (
+        "strengths",
+        {"ties": "as_lists"},
+        [
+            chat("Name a sea.", "The Baltic.", "Water.", scores=(3.0, 0.0)),
+            chat(MULTI, "Green.", "Mint.", scores=(1.0, 0.0)),
+            chat("Name a bay.", "Biscay.", "Bengal.", scores=(0.0, 0.0)),
+        ],
+        {},
+        {},
+    ),
+    "skywork": (
+        "implicit_pairs",
+        {},
+        [chat("Name a sea.", "The Baltic.", "Water."), chat(MULTI, "Green.", "Mint.")],
+        {},
+        {},
+    ),
+    "safe_rlhf": (
+        "safe_rlhf",
+        {},
+        [
+            chat("Is bleach a drink?", "It depends on the dose, as toxicologists say.", "Never drink it."),
+            chat("Name a tea.", "Mint.", "Tea."),
+        ],
+        {"chosen = rejected": 1},
+        {},
+    ),
+    "safe_rlhf by safety": (
+        "safer_rlhf",
+        {"prefer": "safer"},
+        [
+            chat("Is bleach a drink?", "Never drink it.", "It depends on the dose, as toxicologists say."),
+            chat("Name a tea.", "Mint.", "Tea."),
+        ],
+        {"chosen = rejected": 1},
+        {},
+    ),
+    "nectar": (
+        "ranked",
+        {},
+        [
+            chat("Name a tea.", "Mint.", "Green.", "Tea.", scores=(-1.0, -2.0, -3.0)),
+            chat(["Hello", says("Hi."), "Name a sea."], "The Baltic.", "Water.", scores=(-1.0, -2.0)),
+        ],
+        {},
+        {},
+    ),
+    "rewards": ("rewards", {}, [chat("Name a tea.", "Mint.", "Tea.", scores=(1.25, -0.5))], {}, {}),
+    "demonstrations": (
+        "demonstrations",
+        {},
+        [Document("Name a tea.\n", ("Mint.",), True)],
+        {"empty completion": 1},
+        {},
+    ),
+    "messages": (
+        "messages",
+        {},
+        [chat([system("Be brief."), *MULTI], "Green.", label=True)],
+        {"no answer": 1, "empty prompt": 1},
+        {},
+    ),
+    "tools": (
+        "pairs",
+        {},
+        [
+            chat([system("You make tea."), "Boil a litre."], CALL, "I can't.", tools=(TOOL,)),
+            chat(
+                [
+                    system("You make tea."),
+                    "Boil a litre.",
+                    CALL,
+                    {"role": "tool", "name": "boil", "content": "done"},
+                ],
+                *("It boils.", "It may boil."),
+                tools=(TOOL,),
+            ),
+            chat("Hello", "Hi.", "What?"),
+        ],
+        {},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_a_published_schema_is_recognised_and_every_row_is_what_it_says_or_is_listed(case):
+    name, options, expected, rejected, left_out = PUBLISHED[case]
+    recognised, used, *others = rows_of(case.partition(" ")[0], **options)
+    assert recognised.format == name
+    assert used == expected
+    assert others == [rejected, left_out]
+    assert "columns" in recognised.why
+    if name in SCHEMAS:
+        assert SCHEMAS[name].about in recognised.why
+        named, again, *_ = rows_of(case.partition(" ")[0], **options, format=name)
+        assert again == used
+        assert named.why == f"data.format says so; {recognised.why}"
+
+
+def test_the_fixtures_cover_every_schema_and_none_is_left_lying_about():
+    assert {case[0] for case in PUBLISHED.values()} >= SCHEMAS.keys()
+    assert {path.stem for path in FIXTURES.glob("*")} == {case.partition(" ")[0] for case in PUBLISHED}
+
+
+def test_rows_that_are_joined_are_counted_and_listed_one_by_one(tmp_path):
+    path = FIXTURES / "helpsteer.jsonl"
+    data = load_preferences(path, toys.chatml(), max_rejected=1.0, rejected_to=tmp_path)
+    summary = data.summary
+    assert (len(data), summary.rows_read, summary.rows_used, summary.rows_rejected) == (1, 6, 2, 4)
+    listed = [json.loads(line) for line in (tmp_path / "rejected_rows.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["reason"].partition(":")[0]) for row in listed] == [
+        (3, "empty completion"),
+        (4, "empty completion"),
+        (5, "empty completion"),
+        (6, "nothing to compare"),
+    ]
+    with pytest.raises(DataError, match=r"prefopt|can't be used"):
+        load_preferences(path, toys.chatml())
+
+
+def test_a_list_of_joined_rows_is_read_on_behind_its_last_row():
+    loading = Loading(FIXTURES / "helpsteer.jsonl", DataOptions(), RejectedRows())
+    [(raw, _, _)] = loading.rows()
+    assert [own.line for own in (raw, *raw.joined)] == [1, 2]
+    assert raw.after == raw.joined[-1].after
+    assert raw.after["line"] == 2
+
+
+def test_columns_that_are_named_are_those_of_a_plain_format():
+    row = json.loads((FIXTURES / "safe_rlhf.jsonl").read_text().splitlines()[0])
+    columns = {"prompt": "prompt", "chosen": "response_0", "rejected": "response_1"}
+    found = recognise([row], DataOptions(columns=columns), source="rows")
+    assert (found.name, found.is_chat) == ("pairs", False)
+
+
+def test_two_columns_that_could_be_the_question_are_refused_until_one_is_named():
+    row = {"instruction": "Translate.", "input": "rouge", "chosen": "red", "rejected": "blue"}
+    with pytest.raises(DataError, match=r"could be question_pairs by 'input', .* or question_pairs by 'instruction', "):
+        recognise([row], DataOptions(), source="rows")
+    with pytest.raises(DataError, match=r"data.format is question_pairs, and rows has its columns twice"):
+        recognise([row], DataOptions(format="question_pairs"), source="rows")
+    assert recognise([row], DataOptions(columns={"prompt": "input"}), source="rows").name == "pairs"
+
+
+def test_two_columns_that_could_be_the_system_turn_are_refused_until_one_is_named():
+    row = {"system": "a", "system_prompt": "b", "prompt": "p", "chosen": "x", "rejected": "y"}
+    with pytest.raises(DataError, match=r"either could be the system turn; say which with data.columns.system=system"):
+        recognise([row], DataOptions(), source="rows")
+    assert recognise([row], DataOptions(columns={"system": "system_prompt"}), source="rows").system == "system_prompt"
+    [example] = load_preferences([row], toys.chatml(), columns={"system": "system"})
+    assert example.meta == {"system_prompt": "b"}
+
+
+def test_a_system_turn_that_contradicts_the_messages_is_rejected():
+    row = {"system": "Be long.", "chosen": [system("Be brief."), user("p"), says("a")]}
+    row["rejected"] = [*row["chosen"][:2], says("b")]
+    same = {**row, "system": "Be brief. "}
+    data = load_preferences([row, same], toys.chatml(), max_rejected=1.0)
+    assert data.summary.rejected == {"two system turns": 1}
+    assert toys.chatml().decode(list(data[0].prompt)).count("Be brief.") == 1
+
+
+@pytest.mark.parametrize(
+    "tools", ["[{broken", "{}", [["boil"]], 5, json.dumps(["boil"])], ids=["json", "object", "names", "number", "list"]
+)
+def test_tools_that_are_no_list_of_objects_are_rejected(tools):
+    row = {"tools": [TOOL], "prompt": "p", "chosen": "a", "rejected": "b"}
+    data = load_preferences(
+        [row, row, {**row, "tools": tools}], toys.chatml(), max_rejected=1.0, columns={"tools": "tools"}
+    )
+    assert data.summary.rejected == {"wrong type": 1}
+
+
+def test_a_column_that_is_called_tools_and_holds_something_else_is_a_column_like_any_other():
+    row = {"tools": "hammer", "prompt": "p", "chosen": "a", "rejected": "b"}
+    found = recognise([row], DataOptions(), source="rows")
+    assert (found.tools, found.is_chat) == (None, False)
+
+
+def test_a_completion_that_another_column_judges_is_no_demonstration():
+    for judged in ({"rating": 4}, {"good": True}, {"labels": "yes"}):
+        row = {"prompt": "p", "completion": "c", **judged}
+        with pytest.raises(
+            DataError, match=r"seems to say how good each completion is: name it with data.columns.label"
+        ):
+            recognise([row], DataOptions(), source="rows")
+        assert recognise([row], DataOptions(format="demonstrations"), source="rows").form == "demonstration"
+    assert (
+        recognise([{"prompt": "p", "completion": "c", "id": 7}], DataOptions(), source="rows").form == "demonstration"
+    )
+
+
+def test_demonstrations_are_imitated_and_losses_that_compare_refuse_them():
+    data = load_preferences(FIXTURES / "demonstrations.jsonl", toys.chatml(None), max_rejected=0.5)
+    assert (data.form, data.labels.tolist(), data.summary.form) == ("unpaired", [True], "demonstration")
+    assert len(data.for_loss("demonstration")) == 1
+    for form in ("paired", "listwise", "unpaired"):
+        with pytest.raises(DataError, match=r"the data are demonstrations, .* Use a loss that imitates good answers"):
+            data.for_loss(form)
+    with pytest.raises(DataError, match=r"holds unpaired preferences and .* demonstration ones"):
+        load_preferences([FIXTURES / "demonstrations.jsonl", FIXTURES / "kto_mix.jsonl"], toys.chatml())
+
+
+def test_a_format_that_is_named_and_not_there_says_what_it_needs():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with pytest.raises(
+        DataError, match=r"data.format is shp, which needs 'history', 'human_ref_A', .* has the columns"
+    ):
+        recognise([row], DataOptions(format="shp"), source="rows")
+
+
+def test_published_pairs_are_scored_with_their_question():
+    tokenizer = toys.chatml()
+    [example] = tokenize_rows(
+        [{"system": "Be brief.", "question": "Name a sea.", "chosen": "a", "rejected": "b"}], tokenizer
+    )
+    assert "Be brief." in tokenizer.decode(list(example.prompt))
+    assert "Name a sea." in tokenizer.decode(list(example.prompt))
+    assert len(example.completions) == 2
