@@ -10,7 +10,7 @@ from prefopt.data.formats import TRANSCRIPT_ANSWER, Format, transcript_turns
 from prefopt.data.formats.extras import tools_of, without_nulls
 from prefopt.data.formats.values import field as field_of
 from prefopt.data.formats.values import number
-from prefopt.data.read import as_list, plain
+from prefopt.data.read import as_list, as_messages, plain
 from prefopt.data.row_error import RowError as RowError
 
 Message: TypeAlias = dict[str, Any]
@@ -95,7 +95,7 @@ def _answers(
     row: Mapping[str, Any], format_: Format, *, as_chat: bool
 ) -> tuple[Document | Dialogue, tuple[float, ...]]:
     """Read the prompt and its completions, and the scores of a list."""
-    prompt = as_list(_field(row, format_, "prompt")) if "prompt" in format_.columns else None
+    prompt = as_messages(_field(row, format_, "prompt")) if "prompt" in format_.columns else None
     scores: tuple[float, ...] = ()
     if "completions" in format_.columns:
         completions = as_list(_field(row, format_, "completions"))
@@ -107,7 +107,7 @@ def _answers(
             completions, scores = _best_first(completions, as_list(_field(row, format_, "scores")))
     else:
         names = ("completion",) if "completion" in format_.columns else ("chosen", "rejected")
-        completions = [as_list(_field(row, format_, name)) for name in names]
+        completions = [as_messages(_field(row, format_, name)) for name in names]
     label = _label(_field(row, format_, "label")) if "label" in format_.columns else None
     if all(isinstance(value, str) for value in completions) and (prompt is None or isinstance(prompt, str)):
         read = _document(prompt, completions, label, format_)

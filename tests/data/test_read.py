@@ -304,6 +304,11 @@ def test_numbers_of_a_table_are_numbers_where_a_format_needs_them(tmp_path):
     assert [example.scores for example in data] == [(8.0, 2.5), (), (4.0, 1.0)]
     assert [example.meta["gap"] for example in data] == [0.5, 1, 0]
     assert toys.chatml(None).decode(list(data[0].completions[1])[:-1]) == "3.10"
+    listed = tmp_path / "e.csv"
+    listed.write_text('prompt,chosen,rejected\n"[1, 2] reversed","[2, 1]","[{""a"": 1}]"\n')
+    assert (
+        toys.chatml(None).decode(list(load_preferences(listed, toys.chatml(None))[0].completions[0])[:-1]) == "[2, 1]"
+    )
     labels = tmp_path / "b.csv"
     labels.write_text("prompt,completion,label\na,b,True\na,c,false\na,d,1\na,e,0\n")
     assert load_preferences(labels, toys.chatml(None)).labels.tolist() == [True, False, True, False]

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefopt.data import DataOptions, load_preferences, tokenize_rows
 from prefopt.data.formats import SCHEMAS, recognise
@@ -417,3 +419,45 @@ def test_published_pairs_are_scored_with_their_question():
     assert "Be brief." in tokenizer.decode(list(example.prompt))
     assert "Name a sea." in tokenizer.decode(list(example.prompt))
     assert len(example.completions) == 2
+
+
+def test_a_schema_that_is_named_needs_no_option_that_says_the_same():
+    row = json.loads((FIXTURES / "safe_rlhf.jsonl").read_text().splitlines()[0])
+    assert recognise([row], DataOptions(format="safer_rlhf"), source="rows").name == "safer_rlhf"
+    assert recognise([row], DataOptions(format="safe_rlhf", prefer="safer"), source="rows").name == "safe_rlhf"
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=7), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def damaged(value, draw):
+    """A copy with one value replaced, somewhere inside."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(value)))
+        return {**value, key: damaged(value[key], draw)}
+    if isinstance(value, list) and value and draw(st.integers(0, 4)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], damaged(value[at], draw), *value[at + 1 :]]
+    return draw(values)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), case=st.sampled_from(sorted(PUBLISHED)))
+def test_whatever_is_broken_every_row_is_used_or_listed(data, case):
+    _, options, *_ = PUBLISHED[case]
+    lines = (FIXTURES / f"{case.partition(' ')[0]}.jsonl").read_text().splitlines()
+    sound = [json.loads(line) for line in lines]
+    broken = [damaged(row, data.draw) for row in sound]
+    rejected = RejectedRows()
+    loading = Loading([*sound, *sound, *broken], DataOptions(**options), rejected)
+    try:
+        for raw, *_ in loading.rows():
+            loading.use(raw)
+    except DataError:
+        return  # a sentence, where the sample is no longer what it was
+    assert loading.read == 3 * len(sound) == loading.used + rejected.total + rejected.left_out.total()

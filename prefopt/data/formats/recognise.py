@@ -12,7 +12,7 @@ from prefopt.data.formats.format import FIELDS, FORMS, PAIR_SCORES, Format
 from prefopt.data.formats.schemas import SCHEMAS, Schema
 from prefopt.data.formats.transcripts import TRANSCRIPT_ANSWER
 from prefopt.data.formats.values import listed, share
-from prefopt.data.read import as_list, plain
+from prefopt.data.read import as_messages, plain
 from prefopt.data.row_error import RowError
 from prefopt.errors import DataError, nearest
 
@@ -220,7 +220,7 @@ def _by_values(name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str
         return replace(format_, why=words[0])
     answers = [columns[f] for f in ("chosen", "rejected", "completion") if f in columns]
     prompt = columns.get("prompt")
-    strings = [row for row in rows if all(isinstance(as_list(row.get(c)), str) for c in answers)]
+    strings = [row for row in rows if all(isinstance(as_messages(row.get(c)), str) for c in answers)]
     if len(strings) * 2 > len(rows) and prompt is not None:
         asked = [row for row in strings if isinstance(row.get(prompt), str) and row[prompt]]
         repeats = bool(asked) and share(asked, lambda r: all(r[c].startswith(r[prompt]) for c in answers)) >= 0.9
@@ -235,7 +235,7 @@ def _by_values(name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str
         )
         format_ = replace(format_, transcript=transcript)
     else:
-        messages = share(rows, lambda r: all(isinstance(as_list(r.get(c)), list | tuple) for c in answers))
+        messages = share(rows, lambda r: all(isinstance(as_messages(r.get(c)), list | tuple) for c in answers))
         words.append("the completions are messages" if messages > 0.5 else "they hold strings and messages")
     if name == "demonstrations":
         words.append("each is an answer to imitate")

@@ -28,6 +28,14 @@ def plain(value: Any) -> Any:
     return float(text) if re.search(r"[.eE]", text) or len(text) > 18 else int(text)
 
 
+def as_messages(value: Any) -> Any:
+    """Return the messages that a cell holds as JSON; anything else as it is, a text that is some other list too."""
+    found = as_list(value)
+    if found is value or not found or not all(isinstance(item, dict) and "role" in item for item in found):
+        return value
+    return found
+
+
 def as_list(value: Any) -> Any:
     """Return the list that a cell holds as JSON; anything else as it is."""
     if not isinstance(value, Cell) or not value.lstrip().startswith("["):

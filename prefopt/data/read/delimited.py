@@ -41,6 +41,7 @@ def read_delimited(
     Raises:
         DataError: a header without names or with one twice, a quote that is never closed, or no rows at all.
     """
+    # The limit belongs to the whole process; a larger one takes nothing from anybody.
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_CELL))
     lines = _Lines(file)
     columns = _header(name, lines, delimiter)

@@ -39,7 +39,8 @@ def _rating(answer: Row, name: str) -> Any:
     """Return a score of the answer, or a rating among its annotations, where it is text."""
     if answer.get(name) is not None:
         return answer[name]
-    annotation = (answer.get("annotations") or {}).get(name)
+    annotations = answer.get("annotations")
+    annotation = annotations.get(name) if isinstance(annotations, Mapping) else None
     rating = annotation.get("Rating") if isinstance(annotation, Mapping) else annotation
     return Cell(rating) if isinstance(rating, str) else rating
 

@@ -30,7 +30,7 @@ class Schema:
     """Considered only where nothing of a lower rank fits; the library's own formats that compare have 0."""
     joins_neighbours: bool = False
     for_option: tuple[str, str] | None = None
-    """An option, and its value for which alone the schema is considered."""
+    """An option and its value, for which alone the schema is considered, unless `data.format` names it."""
 
     def rewriting(self, variant: tuple[str, ...], options: DataOptions) -> Callable[[Row], Row]:
         """Return what rewrites a row of this spelling."""
@@ -39,8 +39,10 @@ class Schema:
 
     def variants_in(self, rows: Sequence[Row], present: set[str], options: DataOptions) -> list[tuple[str, ...]]:
         """Return the spellings that most rows have, by columns and by values."""
-        if self.for_option is not None and getattr(options, self.for_option[0]) != self.for_option[1]:
-            return []
+        if self.for_option is not None and options.format != self.name:
+            name, value = self.for_option
+            if getattr(options, name) != value:
+                return []
         found = [variant for variant in self.variants if present >= set(variant)]
         whole = {variant: [row for row in rows if _whole(row, variant)] for variant in found}
         return [own for own, some in whole.items() if 2 * sum(self.fits(row, own) for row in some) > len(some)]
