@@ -317,7 +317,8 @@ def _message(value: Any, what: str) -> Message:
     if role not in ROLES:
         raise RowError("unknown role", f"{role!r:.40} is none of {', '.join(ROLES)}")
     _text(value["content"], "a message's content")
-    return dict(without_nulls(value))
+    # A table with types fills in the keys that a row lacks.
+    return {k: v if isinstance(v, str) else without_nulls(v) for k, v in value.items() if v is not None}
 
 
 def _shared(turns: Sequence[Sequence[Message]]) -> list[Message]:

@@ -11,16 +11,17 @@ from prefopt.data.formats import FormName
 from prefopt.data.row_error import LeftOut
 from prefopt.data.rows import Dialogue, Document, Message
 
+WHITE_SPACE = b" \t\n\r\v\f"
 ONE_WAY, OTHER_WAY = 1, 2
 BOTH_WAYS = ONE_WAY | OTHER_WAY
 
 
 class Rules:
-    """Judges rows one after the other, and remembers 8 bytes of each.
+    """Judges rows one after the other, and remembers a digest of 8 bytes of each.
 
-    Two texts are the same if they are after Unicode's normal form C, every run of white space one space. What is
-    compared is a prompt with its completions: of a pair which one is chosen, of a labelled completion the label, of a
-    list its scores. The scores of pairs don't count.
+    Two texts are the same if they are so in Unicode's normal form C and without white space. What is compared is a
+    prompt with its completions: of a pair which one is chosen, of a labelled completion the label, of a list its
+    scores. The scores of pairs don't count.
 
     Attributes:
         ties: pairs that score both completions alike.
@@ -68,23 +69,28 @@ class Rules:
 def _comparison(row: Document | Dialogue, form: FormName) -> tuple[int, int]:
     """Return a digest of what a row compares, and which of two ways round it does."""
     prompt = [row.prompt] if isinstance(row, Document) else [*map(_turn, row.prompt), *map(str, row.tools)]
-    answers = [_same(own) if isinstance(own, str) else _turn(own) for own in row.completions]
+    answers = [own if isinstance(own, str) else _turn(own) for own in row.completions]
+    same = [*map(_same, answers)]
+    if form == "paired" and same[0] == same[1]:  # what differs is white space, so that it is what the pair is about
+        same = [answer.encode("utf-8", "replace") for answer in answers]
+    known = [_same(text) for text in prompt]
     if form == "paired":
-        return _digest([*prompt, *sorted(answers)]), ONE_WAY if answers[0] <= answers[1] else OTHER_WAY
-    scores = map(str, row.scores) if form == "listwise" else ()
-    return _digest([*prompt, *answers, *scores]), OTHER_WAY if row.label is False else ONE_WAY
+        return _digest([*known, *sorted(same)]), ONE_WAY if same[0] <= same[1] else OTHER_WAY
+    scores = [str(score).encode() for score in row.scores] if form == "listwise" else []
+    return _digest([*known, *same, *scores]), OTHER_WAY if row.label is False else ONE_WAY
 
 
 def _turn(message: Message) -> str:
-    return f"{message['role']}: {_same(message['content'])}{message.get('tool_calls') or ''}"
+    return f"{message['role']}: {message['content']}{message.get('tool_calls') or ''}"
 
 
-def _same(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def _same(text: str) -> bytes:
+    """Return what is compared of a text."""
+    if not text.isascii():
+        text = "".join(unicodedata.normalize("NFC", text).split())
+    return text.encode("utf-8", "replace").translate(None, WHITE_SPACE)
 
 
-def _digest(texts: Iterable[str]) -> int:
-    digest = blake2b(digest_size=8)
-    for text in texts:
-        digest.update(_same(text).encode() + b"\x1f")
+def _digest(texts: Iterable[bytes]) -> int:
+    digest = blake2b(b"\x1f".join(texts), digest_size=8)
     return int.from_bytes(digest.digest(), "big")

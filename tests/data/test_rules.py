@@ -73,10 +73,17 @@ def test_pairs_that_contradict_each_other_are_kept_or_left_out(rule, left):
 
 
 def test_a_completion_that_is_labelled_both_ways_contradicts_itself():
-    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in (("a", True), ("b", True), ("a", False))]
+    labels = (("a b", True), ("b", True), ("a  b\n", False))
+    rows = [{"prompt": "p", "completion": c, "label": label} for c, label in labels]
     assert lines(load(rows, contradictions="drop")) == [2]
     assert lines(load(rows, contradictions="keep_first")) == [1, 2]
     assert load(rows).summary.contradictions == 1
+
+
+def test_pairs_in_which_only_white_space_differs_are_told_apart():
+    rows = [pair("p", "a b", "ab"), pair("p", "ab", "a b"), pair("p", "a b", "ab")]
+    assert lines(load(rows, contradictions="keep_first", duplicates="drop")) == [1]
+    assert load(rows, duplicates="drop").summary.left_out == {"duplicate": 1}
 
 
 def test_contradictions_are_found_over_all_sources_and_read_from_files_twice(tmp_path):
