@@ -37,11 +37,11 @@ def load_preferences(
     """Read, recognise, check and tokenize preferences.
 
     Args:
-        source: a file, a glob, the name of a Hugging Face dataset, a list of these, or rows in memory.
+        source: a file, a glob, a URL, a saved dataset, the name of a Hugging Face dataset, a list of these, or rows in
+            memory.
         tokenizer: the policy's.
         rejected_to: file (or directory) that rejected rows are written to, one JSON object a line.
-        options: the fields of `DataOptions`: format, columns, config, split, revision, as_chat, max_length,
-            truncation, max_rejected.
+        options: the fields of `DataOptions`.
 
     Raises:
         DataError: nothing to read, an unknown format, or more rejected rows than `max_rejected` allows.

@@ -68,7 +68,17 @@ def recognise(
     else:
         format_ = _of_schema(chosen, options)
         own = _rewritten(rows, format_)
+    if idle := _idle(chosen.schema, options):
+        format_ = replace(format_, why=f"{format_.why}; {' and '.join(idle)} change nothing here")
     return with_extras(format_, rows, own, found, options, source)
+
+
+def _idle(schema: Schema | None, options: DataOptions) -> list[str]:
+    """Return the options that say something about other schemas than this one."""
+    of_choice = schema is not None and schema.for_option is not None
+    idle = {"data.score": options.score is not None and not (schema is not None and schema.is_rated)}
+    idle["data.prefer"] = options.prefer != "better" and not of_choice
+    return [name for name, found in idle.items() if found]
 
 
 def _choose(

@@ -65,6 +65,7 @@ ULTRAFEEDBACK = Schema(
     rewrite=_ultrafeedback,
     about=f"rated answers to an instruction, scored by data.score ({OVERALL} by default), as in UltraFeedback",
     fits=_rated_answers,
+    is_rated=True,
 )
 HELPSTEER = Schema(
     name="helpsteer",
@@ -74,4 +75,5 @@ HELPSTEER = Schema(
     about=f"one rated response a row, scored by data.score ({HELPFULNESS} by default); neighbouring rows with the same "
     "prompt are one list, as in HelpSteer",
     joins_neighbours=True,
+    is_rated=True,
 )

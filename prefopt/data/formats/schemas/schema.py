@@ -29,6 +29,9 @@ class Schema:
     rank: int = 0
     """Considered only where nothing of a lower rank fits; the library's own formats that compare have 0."""
     joins_neighbours: bool = False
+    """Neighbouring rows with the same prompt are one list."""
+    is_rated: bool = False
+    """`data.score` says which rating is the score."""
     for_option: tuple[str, str] | None = None
     """An option and its value, for which alone the schema is considered, unless `data.format` names it."""
 
