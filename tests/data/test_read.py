@@ -13,6 +13,8 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from prefopt.data import load_preferences
 from prefopt.data.config import DataOptions
@@ -321,3 +323,40 @@ def test_numbers_of_a_table_are_numbers_where_a_format_needs_them(tmp_path):
         delimited([dict(zip(("prompt", "chosen", "rejected"), ("a", *row), strict=True))], "\t").decode()
     )
     assert len(load_preferences(messages, toys.chatml())) == 1
+
+
+HEADS = [
+    b"",
+    b"PAR1",
+    b"ARROW1\0\0",
+    b"\xff\xff\xff\xff",
+    b"[",
+    b"{",
+    b"a,b\n",
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh9",
+    b'a\tb\n"',
+]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    packing=st.sampled_from(sorted(PACKINGS)),
+    cut=st.integers(0, 400),
+    head=st.sampled_from(HEADS),
+    noise=st.binary(max_size=60),
+)
+def test_whatever_bytes_a_file_holds_they_are_rows_or_a_sentence(tmp_path, kind, packing, cut, head, noise):
+    whole = KINDS[kind](ROWS)
+    for content in (head + noise, whole[:cut] + noise + whole[cut:], PACKINGS[packing](whole)[:cut] + noise):
+        path = tmp_path / f"a{packing}"
+        path.write_bytes(content)
+        sentence, rows = "", []
+        try:
+            rows = read(path)
+        except DataError as error:
+            sentence = str(error)
+        assert str(path) in sentence if sentence else read(path) == rows
+        assert all((raw.row is None) == bool(raw.problem) for raw in rows)
