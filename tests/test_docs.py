@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from prefopt.data import DataOptions
 from prefopt.data.config import DataConfig
-from prefopt.data.formats import FIELDS, TRAINABLE, recognise
+from prefopt.data.formats import FIELDS, SCHEMAS, TRAINABLE, recognise
 from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
@@ -89,10 +89,19 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
 def test_every_format_is_documented_with_its_columns_and_a_row_that_is_one() -> None:
     page = (ROOT / "docs/data.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| `(\{.*\})`", page, flags=re.MULTILINE)
-    assert [name for name, _, _ in rows] == list(TRAINABLE)
+    assert [name for name, _, _ in rows] == [name for name in TRAINABLE if name in FIELDS]
     for name, columns, row in rows:
         assert recognise([json.loads(row)], DataOptions(), source="docs").name == name
         assert columns == ", ".join(FIELDS[name])
+
+
+def test_every_published_schema_is_documented_with_its_columns_and_what_it_becomes() -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| (\w+) \| ", page, flags=re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(SCHEMAS)
+    for name, columns, becomes in rows:
+        assert tuple(columns.split(", ")) in SCHEMAS[name].variants
+        assert becomes == SCHEMAS[name].becomes
 
 
 def test_every_loss_is_documented_with_its_defaults_its_paper_and_what_it_needs() -> None:

@@ -74,6 +74,11 @@ def test_a_dumped_recipe_loads_to_an_equal_one_from_anywhere(folder: Path, tmp_p
     assert dump_recipe(again) == dump_recipe(recipe)
 
 
+def test_a_url_of_data_is_no_path_and_stays_as_it_is(folder: Path) -> None:
+    urls = ("memory://room/a.jsonl", f"zip://a.jsonl::{folder}/a.zip")
+    assert load_recipe(folder / "recipe.yaml", [f"data.train=[{', '.join(urls)}]"]).data.train == urls
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -8,9 +8,36 @@ from pydantic import Field
 
 from prefopt.config import Section
 
-FormatName = Literal["auto", "pairs", "implicit_pairs", "labels", "lists"]
+FormatName = Literal[
+    "auto",
+    "pairs",
+    "implicit_pairs",
+    "labels",
+    "lists",
+    "demonstrations",
+    "question_pairs",
+    "shp",
+    "safe_rlhf",
+    "safer_rlhf",
+    "strengths",
+    "ultrafeedback",
+    "helpsteer",
+    "ranked",
+    "rewards",
+    "messages",
+]
 FieldName = Literal[
-    "prompt", "chosen", "rejected", "completion", "label", "completions", "scores", "score_chosen", "score_rejected"
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "completions",
+    "scores",
+    "score_chosen",
+    "score_rejected",
+    "system",
+    "tools",
 ]
 
 
@@ -23,6 +50,26 @@ class DataOptions(Section):
     columns: dict[FieldName, str] = Field(
         default_factory=dict,
         description="Which column holds a field, where it isn't called like it: {prompt: question}.",
+    )
+    score: str | dict[str, float] | None = Field(
+        default=None,
+        description="Which rating of a rated answer is its score: an attribute, or a weight for each of several.",
+    )
+    prefer: Literal["better", "safer"] = Field(
+        default="better", description="Which judgement makes the pairs, where a data set has two of them."
+    )
+    ties: Literal["drop", "keep", "as_lists"] = Field(
+        default="drop",
+        description="What becomes of a pair whose scores are equal: it is left out, kept, or all pairs that have "
+        "scores become lists of two.",
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep", description="What becomes of a row that repeats an earlier one: 'drop' leaves it out."
+    )
+    contradictions: Literal["keep", "drop", "keep_first"] = Field(
+        default="keep",
+        description="What becomes of pairs that prefer the same two completions both ways: 'drop' leaves out all of "
+        "them, 'keep_first' those that contradict the first.",
     )
     config: str | None = Field(default=None, description="Configuration of a Hugging Face dataset.")
     split: str = Field(default="train", description="Split of a Hugging Face dataset.")

@@ -175,6 +175,12 @@ class PreferenceData:
         """
         if form not in _FORMS:
             raise DataError(f"'{form}' is no form of preference data; a loss asks for one of {', '.join(_FORMS)}.")
+        if form != "demonstration" and self.summary.form == "demonstration":
+            raise DataError(
+                "This loss learns from what is preferred to what, but the data are demonstrations, which say nothing "
+                "of other answers. Use a loss that imitates good answers (`prefopt losses` lists them), or data with "
+                "chosen and rejected, labels or scores."
+            )
         if form in ("paired", "listwise") and self.form == "unpaired":
             raise DataError(
                 "This loss compares completions of a prompt, but the data has single completions with a label, which "

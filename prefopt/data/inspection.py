@@ -9,7 +9,8 @@ import numpy as np
 
 from prefopt.data.config import DataOptions
 from prefopt.data.dataset import Example, PreferenceData
-from prefopt.data.load import Loading, load_into, measure, parse_options
+from prefopt.data.load import load_into, measure, parse_options
+from prefopt.data.loading import Loading
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document
 from prefopt.data.sources import Source
@@ -83,6 +84,9 @@ def inspect_lines(inspection: Inspection) -> list[str]:
     lines.append(f"{summary.rows_read} rows read, {summary.rows_used} used, {summary.rows_rejected} rejected")
     lines += [f"  {count} x {reason}" for reason, count in summary.rejected.items()]
     lines += [f"  first: {where}" for where in inspection.rejected]
+    lines += [f"{count} rows left out by a rule: {reason}" for reason, count in summary.left_out.items()]
+    if summary.ties or summary.contradictions:
+        lines.append(f"{summary.ties} ties, {summary.contradictions} rows that contradict an earlier one")
     lines.append(f"{summary.distinct_prompts} distinct prompts, {summary.duplicates} repeated examples")
     if summary.chosen_longer is not None:
         lines.append(f"chosen is the longer one in {summary.chosen_longer:.1%} (no length bias: 50 %)")
@@ -123,7 +127,7 @@ def _inspect_text(source: Source, rows: int, options: DataOptions, rejected: Rej
     prompts: set[str] = set()
     desirable = scored = 0
     for raw, format_, row in loading.rows():
-        loading.used += 1
+        loading.use(raw)
         prompt, completions = _texts(row)
         widths.append([len(prompt), *map(len, completions)])
         seen.add((prompt, *completions, str(row.label), *(map(str, row.scores) if format_.form == "listwise" else ())))

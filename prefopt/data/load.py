@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -16,21 +15,16 @@ from pydantic import ValidationError
 from prefopt.data.config import DataOptions
 from prefopt.data.dataset import Example, Form, PreferenceData
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
-from prefopt.data.read import RawRow
+from prefopt.data.loading import Loading
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
-from prefopt.data.sources import Source, open_sources
-from prefopt.data.summary import DataSummary, Lengths, Recognised
-from prefopt.data.tokenize import Encoded, Encoder, TooLongError
+from prefopt.data.sources import Source
+from prefopt.data.summary import DataSummary, Lengths
+from prefopt.data.tokenize import Encoded, Encoder
 from prefopt.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BATCH = 1024
-"""Rows that are rendered and tokenized in one call."""
-
-UsableRow = tuple[RawRow, Format, Document | Dialogue]
 
 
 def load_preferences(
@@ -43,11 +37,11 @@ def load_preferences(
     """Read, recognise, check and tokenize preferences.
 
     Args:
-        source: a file, a glob, the name of a Hugging Face dataset, a list of these, or rows in memory.
+        source: a file, a glob, a URL, a saved dataset, the name of a Hugging Face dataset, a list of these, or rows in
+            memory.
         tokenizer: the policy's.
         rejected_to: file (or directory) that rejected rows are written to, one JSON object a line.
-        options: the fields of `DataOptions`: format, columns, config, split, revision, as_chat, max_length,
-            truncation, max_rejected.
+        options: the fields of `DataOptions`.
 
     Raises:
         DataError: nothing to read, an unknown format, or more rejected rows than `max_rejected` allows.
@@ -138,105 +132,6 @@ def parse_options(options: Mapping[str, Any]) -> DataOptions:
         raise DataError(f"The data option {where} = {first['input']!r} is wrong: {first['msg']}.") from error
 
 
-class Loading:
-    """One pass over the sources: hands out rows that can be read, and keeps the books."""
-
-    def __init__(self, source: Source, options: DataOptions, rejected: RejectedRows) -> None:
-        self.options = options
-        self.rejected = rejected
-        self.recognised: list[Recognised] = []
-        self.read = self.used = self.fallbacks = self.altered = 0
-        self._sources = open_sources(source, options)
-        self._form: Form | None = None
-        self._needed: list[int] = []  # lengths of the rows that were too long
-
-    def rows(self) -> Iterator[UsableRow]:
-        """Yield rows that are pairs, labelled completions or scored lists; the others go to the rejected ones."""
-        for named in self._sources:
-            with closing(named.read(None)) as rows:
-                yield from self._of_source(named.name, rows)
-
-    def batches(self) -> Iterator[list[UsableRow]]:
-        rows = self.rows()
-        while batch := list(islice(rows, BATCH)):
-            yield batch
-
-    def reject(self, raw: RawRow, error: RowError) -> None:
-        self.rejected.add(raw, error)
-        if isinstance(error, TooLongError):
-            self._needed.append(error.needed)
-
-    def form(self) -> Form:
-        if self._form is None:
-            raise DataError("No data was named: the list of sources is empty.")
-        return self._form
-
-    def counts(self) -> dict[str, Any]:
-        """Return the fields of a summary that are known without looking at tokens."""
-        return {
-            "rows_read": self.read,
-            "rows_used": self.used,
-            "rejected": dict(self.rejected.reasons.most_common()),
-            "recognised": tuple(self.recognised),
-        }
-
-    def check_rejected(self) -> None:
-        """Refuse to go on when more rows were rejected than the options allow, or all of them.
-
-        Raises:
-            DataError: with the reasons, how often and where first, and what would help.
-        """
-        count, share = self.rejected.total, self.rejected.total / max(self.read, 1)
-        if self.used and share <= self.options.max_rejected:
-            return
-        reasons = "; ".join(
-            f"{reason} ({times}, first at {self.rejected.first[reason]})"
-            for reason, times in self.rejected.reasons.most_common(3)
-        )
-        help_ = ["mend the rows", "raise data.max_rejected"] if self.used else ["mend the rows"]
-        if self._needed:
-            help_.insert(0, f"raise data.max_length ({max(self._needed)} would hold the longest)")
-        listed = f" All of them are listed in {self.rejected.path}." if self.rejected.path else ""
-        raise DataError(
-            f"{count} of {self.read} rows ({share:.1%}) can't be used, and data.max_rejected allows "
-            f"{self.options.max_rejected:.1%}: {reasons}.{listed} To go on, {' or '.join(help_)}."
-        )
-
-    def _of_source(self, name: str, rows: Iterator[RawRow]) -> Iterator[UsableRow]:
-        head: list[RawRow] = []
-        sample: list[Mapping[str, Any]] = []
-        for raw in rows:
-            head.append(raw)
-            if raw.row is not None:
-                sample.append(raw.row)
-            if len(sample) == SAMPLE:
-                break
-        if not sample:
-            raise DataError(f"{name} has no row that can be read.")
-        format_ = recognise(sample, self.options, source=name)
-        self._agree(name, format_)
-        for raw in chain(head, rows):
-            self.read += 1
-            if raw.row is None:
-                self.reject(raw, RowError(*raw.problem.partition(": ")[::2]))
-                continue
-            try:
-                yield raw, format_, normalise(raw.row, format_, as_chat=self.options.as_chat)
-            except RowError as error:
-                self.reject(raw, error)
-
-    def _agree(self, source: str, format_: Format) -> None:
-        self.recognised.append(Recognised(source, format_.name, format_.why))
-        assert format_.form != "scored"  # what is only to be scored is not recognised here
-        form: Form = format_.form
-        if self._form is not None and self._form != form:
-            raise DataError(
-                f"{source} holds {form} preferences and {self.recognised[0].source} {self._form} ones; name sources of "
-                "one form."
-            )
-        self._form = form
-
-
 def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
     for batch in loading.batches():
         read = [row for _, _, row in batch]
@@ -249,7 +144,7 @@ def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
             except RowError as error:
                 loading.reject(raw, error)
             else:
-                loading.used += 1
+                loading.use(raw)
                 loading.fallbacks += ids.fallback
                 loading.altered += ids.altered
                 yield _example(ids, row, raw.where, scalars(raw.row or {}, format_))

@@ -1,4 +1,4 @@
-"""The rows that could not be used: counted by reason, and written down one by one."""
+"""The rows that are not used: counted by reason, and written down one by one."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefopt.data.read import RawRow
-from prefopt.data.rows import RowError
+from prefopt.data.row_error import LeftOut, RowError
 from prefopt.errors import DataError
 
 FILE_NAME = "rejected_rows.jsonl"
 
 
 class RejectedRows:
-    """Collects rejected rows; a context manager around the file they go to.
+    """Collects rejected rows, and those that a rule leaves out; a context manager around the file they go to.
 
     Every line is `{"source", "line", "reason", "row"}`; `row` is the text of the line where that was all there was.
+    A row that a rule leaves out has its `rule` too, the key of the recipe.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path / FILE_NAME if path is not None and path.is_dir() else path
         self.reasons: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.first: dict[str, str] = {}
         """Reason -> where it was met first, and its detail."""
         self._file: IO[str] | None = None
@@ -43,11 +45,20 @@ class RejectedRows:
             self._file.close()
 
     def add(self, raw: RawRow, error: RowError) -> None:
-        self.reasons[error.reason] += 1
-        self.first.setdefault(error.reason, f"{raw.where}: {error}")
+        """Write down a row and those that are joined with it."""
+        for own in (raw, *raw.joined):
+            self._add(own, error)
+
+    def _add(self, raw: RawRow, error: RowError) -> None:
+        record: dict[str, Any] = {"source": raw.source, "line": raw.line, "reason": str(error)}
+        if isinstance(error, LeftOut):
+            self.left_out[error.reason] += 1
+            record["rule"] = error.rule
+        else:
+            self.reasons[error.reason] += 1
+            self.first.setdefault(error.reason, f"{raw.where}: {error}")
         if self._file is not None:
-            row: Any = raw.text if raw.row is None else dict(raw.row)
-            record = {"source": raw.source, "line": raw.line, "reason": str(error), "row": row}
+            record["row"] = raw.text if raw.row is None else dict(raw.row)
             try:
                 line = json.dumps(record, default=str, skipkeys=True)
             except RecursionError:
@@ -56,4 +67,5 @@ class RejectedRows:
 
     @property
     def total(self) -> int:
+        """Rows that can't be used; those that a rule leaves out are not among them."""
         return sum(self.reasons.values())

@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from prefopt.data.formats import TRANSCRIPT_ANSWER, Format, is_number
+from prefopt.data.formats import TRANSCRIPT_ANSWER, Format, transcript_turns
+from prefopt.data.formats.extras import tools_of, without_nulls
+from prefopt.data.formats.values import field as field_of
+from prefopt.data.formats.values import number
+from prefopt.data.read import as_list, as_messages, plain
+from prefopt.data.row_error import RowError as RowError
 
 Message: TypeAlias = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-TRANSCRIPT_QUESTION = "\n\nHuman:"
-
-
-class RowError(Exception):
-    """A row that can't be used. `reason` is what is counted; `detail` is about this row."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class Dialogue:
     label: bool | None = None
     scores: tuple[float, ...] = ()
     """As a document's."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The schemas of the tools that the assistant may call."""
 
 
 def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False) -> Document | Dialogue:
@@ -51,34 +49,100 @@ def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False)
         RowError: a field is missing or of the wrong type, a completion is empty, chosen equals rejected, a role is
             unknown, the turns don't make a prompt and one answer each, or scores and completions don't match.
     """
-    prompt = _field(row, format_, "prompt") if "prompt" in format_.columns else None
+    return normalise_joined(rewritten(row, format_), row, format_, as_chat=as_chat)
+
+
+def rewritten(row: Mapping[str, Any], format_: Format) -> Mapping[str, Any]:
+    """Return a row in the columns that its format reads.
+
+    Raises:
+        RowError: a row of a published schema that lacks something.
+    """
+    return row if format_.rewrite is None else format_.rewrite(row)
+
+
+def join(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Make one list of rewritten rows with the same prompt."""
+    lists = {name: [item for row in rows for item in row[name]] for name in ("completions", "scores")}
+    return {**rows[0], **lists}
+
+
+def normalise_joined(
+    own: Mapping[str, Any], row: Mapping[str, Any], format_: Format, *, as_chat: bool = False
+) -> Document | Dialogue:
+    """Read `own`, a rewritten row or several of them joined; `row`, as it stood, has what comes before the prompt.
+
+    Raises:
+        RowError: as `normalise`.
+    """
+    read, scores = _answers(own, format_, as_chat=as_chat or format_.is_chat)
+    if isinstance(read, Dialogue):
+        read = _with_context(read, row, format_)
+    if format_.form == "paired":
+        if read.completions[0] == read.completions[1]:
+            raise RowError("chosen = rejected")
+        scores = _pair_scores(own, format_.score_columns)
+    elif format_.form == "listwise" and format_.score_columns:
+        read, scores = _list_of_two(read, own, format_)
+    if format_.form == "listwise":
+        check_list(read.completions, scores)
+    if format_.form == "demonstration":
+        read = replace(read, label=True)
+    return replace(read, scores=scores) if scores else read
+
+
+def _answers(
+    row: Mapping[str, Any], format_: Format, *, as_chat: bool
+) -> tuple[Document | Dialogue, tuple[float, ...]]:
+    """Read the prompt and its completions, and the scores of a list."""
+    prompt = as_messages(_field(row, format_, "prompt")) if "prompt" in format_.columns else None
     scores: tuple[float, ...] = ()
     if "completions" in format_.columns:
-        completions = _field(row, format_, "completions")
+        completions = as_list(_field(row, format_, "completions"))
         if not isinstance(completions, list | tuple):
             raise RowError("wrong type", f"'completions' is {_kind(completions)}, not a list of completions")
         if not completions:
             raise RowError("empty completion", "a list of no completions")
         if "scores" in format_.columns:
-            completions, scores = _best_first(completions, _field(row, format_, "scores"))
+            completions, scores = _best_first(completions, as_list(_field(row, format_, "scores")))
     else:
         names = ("completion",) if "completion" in format_.columns else ("chosen", "rejected")
-        completions = [_field(row, format_, name) for name in names]
+        completions = [as_messages(_field(row, format_, name)) for name in names]
     label = _label(_field(row, format_, "label")) if "label" in format_.columns else None
-    read: Document | Dialogue
     if all(isinstance(value, str) for value in completions) and (prompt is None or isinstance(prompt, str)):
         read = _document(prompt, completions, label, format_)
-        if as_chat:
-            read = _as_dialogue(read, format_)
-    else:
-        read = _dialogue(prompt, completions, label)
-    if format_.form == "paired":
-        if read.completions[0] == read.completions[1]:
-            raise RowError("chosen = rejected")
-        scores = _pair_scores(row, format_.score_columns)
-    if format_.form == "listwise":
-        check_list(read.completions, scores)
-    return replace(read, scores=scores) if scores else read
+        return (_as_dialogue(read, format_) if as_chat else read), scores
+    return _dialogue(prompt, completions, label), scores
+
+
+def _with_context(read: Dialogue, row: Mapping[str, Any], format_: Format) -> Dialogue:
+    """Put the system turn before the others, and the tools beside them."""
+    if format_.tools is not None:
+        read = replace(read, tools=tools_of(row.get(format_.tools)))
+    system = row.get(format_.system) if format_.system is not None else None
+    if not system:
+        return read
+    turn: Message = {"role": "system", "content": _text(system, f"'{format_.system}'")}
+    if read.prompt[0]["role"] != "system":
+        return replace(read, prompt=(turn, *read.prompt))
+    if read.prompt[0]["content"].strip() != turn["content"].strip():
+        raise RowError("two system turns", f"'{format_.system}' and the first message differ")
+    return read
+
+
+def _list_of_two(
+    read: Document | Dialogue, row: Mapping[str, Any], format_: Format
+) -> tuple[Document | Dialogue, tuple[float, ...]]:
+    """Make a pair with scores a list of two, the best first."""
+    if read.completions[0] == read.completions[1]:
+        raise RowError("chosen = rejected")
+    found = _pair_scores(row, format_.score_columns)
+    if not found:
+        raise RowError("field missing", f"{' or '.join(map(repr, format_.score_columns))} (data.ties is as_lists)")
+    completions, scores = _best_first(read.completions, found)
+    if isinstance(read, Document):
+        return replace(read, completions=tuple(completions)), scores
+    return replace(read, completions=tuple(completions)), scores
 
 
 def _pair_scores(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[float, ...]:
@@ -86,7 +150,7 @@ def _pair_scores(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[float,
     found = [row.get(column) for column in columns]
     if any(value is None or value != value for value in found):  # a missing number may be NaN
         return ()
-    return tuple(_score(value, column) for value, column in zip(found, columns, strict=True))
+    return tuple(number(value, column) for value, column in zip(found, columns, strict=True))
 
 
 def _best_first(completions: Sequence[Any], scores: Any) -> tuple[list[Any], tuple[float, ...]]:
@@ -95,15 +159,15 @@ def _best_first(completions: Sequence[Any], scores: Any) -> tuple[list[Any], tup
         raise RowError("wrong type", f"'scores' is {_kind(scores)}, not a list of numbers")
     if len(scores) != len(completions):
         raise RowError("scores don't match", f"{len(scores)} scores for {len(completions)} completions")
-    found = [_score(value, "scores") for value in scores]
+    found = [_list_score(value) for value in scores]
     order = sorted(range(len(found)), key=lambda i: -found[i])
     return [completions[i] for i in order], tuple(found[i] for i in order)
 
 
-def _score(value: Any, column: str) -> float:
-    if not is_number(value):
-        raise RowError("wrong type", f"'{column}' holds {value!r:.40}; a score must be a finite number (of float32)")
-    return float(value)
+def _list_score(value: Any) -> float:
+    if value is None:
+        raise RowError("wrong type", "'scores' holds None; a score must be a finite number (of float32)")
+    return number(value, "scores")
 
 
 def check_list(completions: Sequence[object], scores: Sequence[float]) -> None:
@@ -117,23 +181,21 @@ def check_list(completions: Sequence[object], scores: Sequence[float]) -> None:
 
 def scalars(row: Mapping[str, Any], format_: Format) -> dict[str, Any]:
     """Return the columns that the format doesn't use and that hold a number, a truth value or a short string."""
-    used = set(format_.columns.values())
+    used = {*(format_.read or format_.columns.values()), format_.system, format_.tools}
+    values = {name: plain(value) for name, value in row.items() if name not in used}
     return {
         name: value
-        for name, value in row.items()
-        if name not in used and (isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200))
+        for name, value in values.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200)
     }
 
 
 def _field(row: Mapping[str, Any], format_: Format, name: str) -> Any:
-    column = format_.columns[name]
-    value = row.get(column)
-    if value is None:
-        raise RowError("field missing", f"'{column}'" + (" is null" if column in row else ""))
-    return value
+    return field_of(row, format_.columns[name])
 
 
 def _label(value: Any) -> bool:
+    value = plain(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
@@ -226,6 +288,8 @@ def _dialogue(prompt: Any, completions: Sequence[Any], label: bool | None) -> Di
     answers = tuple(_answer(own[len(shared) :]) for own in turns)
     if not before:
         raise RowError("empty prompt", "no message comes before the answers")
+    if any(turn["role"] == "user" and not turn["content"].strip() for turn in before):
+        raise RowError("empty turn", "a user's message has no text")
     if before[-1]["role"] == "assistant":
         raise RowError("prompt ends with an assistant turn", "an answer must follow a user's or a tool's turn")
     return Dialogue(tuple(before), answers, label)
@@ -244,6 +308,8 @@ def _messages(value: Any, what: str, *, role: str) -> list[Message]:
 def _message(value: Any, what: str) -> Message:
     if not isinstance(value, Mapping):
         raise RowError("wrong type", f"a message of {what} is {_kind(value)}, not role and content")
+    if value.get("content") is None and value.get("tool_calls"):
+        value = {**value, "content": ""}
     for key in ("role", "content"):
         if value.get(key) is None:
             raise RowError("field missing", f"a message of {what} has no '{key}'")
@@ -251,7 +317,8 @@ def _message(value: Any, what: str) -> Message:
     if role not in ROLES:
         raise RowError("unknown role", f"{role!r:.40} is none of {', '.join(ROLES)}")
     _text(value["content"], "a message's content")
-    return {key: item for key, item in value.items() if item is not None}  # Parquet fills absent keys with null
+    # A table with types fills in the keys that a row lacks.
+    return {k: v if isinstance(v, str) else without_nulls(v) for k, v in value.items() if v is not None}
 
 
 def _shared(turns: Sequence[Sequence[Message]]) -> list[Message]:
@@ -270,7 +337,7 @@ def _answer(turns: Sequence[Message]) -> Message:
         raise RowError("several turns in a completion", f"{len(turns)} messages differ; only the last answer may")
     if turns[0]["role"] != "assistant":
         raise RowError("completion is no assistant turn", f"its role is '{turns[0]['role']}'")
-    if not turns[0]["content"].strip():
+    if not turns[0]["content"].strip() and not turns[0].get("tool_calls"):
         raise RowError("empty completion")
     return turns[0]
 
@@ -278,20 +345,9 @@ def _answer(turns: Sequence[Message]) -> Message:
 def _as_dialogue(read: Document, format_: Format) -> Dialogue:
     """Take strings as turns: a transcript as all of its turns, anything else as one question and its answers."""
     if format_.transcript:
-        prompt = _transcript_turns(read.prompt)
+        prompt = transcript_turns(read.prompt)
     else:
         prompt = [{"role": "user", "content": read.prompt.strip() if format_.name == "implicit_pairs" else read.prompt}]
     spaced = "prompt" not in format_.columns or format_.repeats_prompt  # a separator was cut off with the completion
     answers = tuple({"role": "assistant", "content": t.strip() if spaced else t} for t in read.completions)
     return Dialogue(tuple(prompt), answers, read.label)
-
-
-def _transcript_turns(prompt: str) -> list[Message]:
-    turns: list[Message] = []
-    for asked in prompt.removesuffix(TRANSCRIPT_ANSWER).split(TRANSCRIPT_QUESTION)[1:]:
-        question, *answers = asked.split(TRANSCRIPT_ANSWER)
-        turns.append({"role": "user", "content": question.strip()})
-        turns += [{"role": "assistant", "content": answer.strip()} for answer in answers]
-    if not turns or turns[-1]["role"] != "user":
-        raise RowError("no question in the transcript", f"{TRANSCRIPT_QUESTION!r} doesn't come before the answer")
-    return turns

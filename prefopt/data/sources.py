@@ -1,4 +1,4 @@
-"""What the user named -> rows: a file, a glob, a list of them, rows in memory, or a Hugging Face dataset."""
+"""What the user named -> rows: files, globs, URLs, saved or published Hugging Face datasets, or rows in memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from prefopt.data.config import DataOptions
-from prefopt.data.read import Place, RawRow, read_file, read_rows
-from prefopt.errors import DataError
+from prefopt.data.read import Place, RawRow, read_dataset, read_file, read_opened, read_rows
+from prefopt.errors import DataError, nearest
 
 Source: TypeAlias = "str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]"
 
-FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".csv", ".tsv", ".arrow", ".txt", ".zst", ".zip")
+FILE_SUFFIXES = (
+    *(".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".feather", ".txt"),
+    *(".gz", ".zst", ".xz", ".bz2", ".zip"),
+)
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 BARE_FILE = re.compile(r"[^/]+\.[A-Za-z]\w*")  # a name with a suffix and no owner
+URL = re.compile(r"([A-Za-z][\w+.-]+)://.*", re.DOTALL)
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` of a Dataset and of a DatasetDict writes
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
 
 
 def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
+    if isinstance(name, str) and is_url(name):
+        return _url(name)
     path = Path(name).expanduser()
     if path.is_file():
         return [NamedRows(str(path), partial(read_file, path))]
     if path.is_dir():
-        raise DataError(f"{path} is a directory; name its files, for instance '{path}/*.jsonl'.")
+        return [_saved(path, options)]
     text = str(name)
     if glob.has_magic(text):
         return _glob(path)
@@ -60,6 +67,65 @@ def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
     if not HUB_NAME.fullmatch(text):
         raise DataError(f"'{text}' is neither a file nor the name of a Hugging Face dataset.")
     return [NamedRows(text, partial(_hub, text, options))]
+
+
+def is_url(name: str) -> bool:
+    """Whether `name` is a URL, as `memory://a.jsonl` or `zip://a.jsonl::archive.zip`."""
+    return URL.fullmatch(name) is not None
+
+
+def _url(url: str) -> list[NamedRows]:
+    """Find the files of a URL, or of a glob in one, by whatever fsspec knows its scheme by."""
+    import fsspec
+
+    scheme = url.partition("://")[0].lower()
+    known = fsspec.available_protocols()
+    if scheme not in known:
+        raise DataError(f"'{url}' has the scheme '{scheme}', which fsspec doesn't know{nearest(scheme, known) or '.'}")
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        found = sorted(system.glob(path)) if glob.has_magic(path) else [path] if system.isfile(path) else []
+    except ImportError as error:
+        raise DataError(f"'{url}' needs a package that is not installed: {error}.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{url}' can't be opened: {' '.join(str(error).split())[:300]}.") from error
+    if not found:
+        raise DataError(f"No file matches '{url}'." if glob.has_magic(path) else f"There is no file at '{url}'.")
+    names = [url] if found == [path] else [str(system.unstrip_protocol(own)) for own in found]
+    return [
+        NamedRows(name, partial(read_opened, name, partial(system.open, own, "rb")))
+        for name, own in zip(names, found, strict=True)
+    ]
+
+
+def _saved(folder: Path, options: DataOptions) -> NamedRows:
+    """A directory that `datasets` saved."""
+    if (folder / SAVED_SPLITS).is_file():
+        splits = sorted(path.name for path in folder.iterdir() if (path / SAVED).is_file())
+        if options.split not in splits:
+            raise DataError(
+                f"{folder} has the splits {', '.join(splits) or 'none'}, and data.split is {options.split}"
+                f"{nearest(options.split, splits) or '; name one of them.'}"
+            )
+        folder = folder / options.split
+    if not (folder / SAVED).is_file():
+        raise DataError(
+            f"{folder} is a directory, and no dataset that `save_to_disk` wrote; name its files, for instance "
+            f"'{folder}/*.jsonl'."
+        )
+    return NamedRows(str(folder), partial(_from_disk, folder))
+
+
+def _from_disk(folder: Path, start: Place | None) -> Generator[RawRow, None, None]:
+    import datasets
+    import pyarrow
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, pyarrow.ArrowException) as error:
+        sentence = " ".join(str(error).split())
+        raise DataError(f"The dataset in {folder} has no rows or is damaged: {sentence[:300]}.") from error
+    yield from read_dataset(found, str(folder), start)
 
 
 def _glob(pattern: Path) -> list[NamedRows]:
@@ -102,4 +168,4 @@ def _hub(name: str, options: DataOptions, start: Place | None) -> Generator[RawR
             f"The dataset '{name}' (config {options.config or 'default'}, split {options.split}) is no file here and "
             f"could not be loaded from the Hugging Face Hub: {sentence[:300]}"
         ) from error
-    yield from read_rows(found, name, start)
+    yield from read_dataset(found, name, start)

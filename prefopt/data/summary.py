@@ -30,14 +30,20 @@ class Recognised:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Counts over one load; rows_read = rows_used + rows_rejected, always."""
+    """Counts over one load; rows_read = rows_used + rows_rejected + rows_left_out, always."""
 
     rows_read: int = 0
     rows_used: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> rows."""
+    """Reason -> rows that can't be used."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> rows that could be used and that a rule of the recipe leaves out."""
+    ties: int = 0
+    """Rows that prefer neither of two completions, or score them alike; used or left out as `data.ties` says."""
+    contradictions: int = 0
+    """Rows that prefer the completions of an earlier one the other way round, or label one otherwise."""
     form: str = ""
-    """"paired", "unpaired" or "listwise"."""
+    """"paired", "unpaired", "listwise" or "demonstration"."""
     recognised: tuple[Recognised, ...] = ()
     unit: str = "tokens"
     """What `lengths` counts: "tokens", or "characters" where no tokenizer was given."""
@@ -65,6 +71,10 @@ class DataSummary:
     def rows_rejected(self) -> int:
         return sum(self.rejected.values())
 
+    @property
+    def rows_left_out(self) -> int:
+        return sum(self.left_out.values())
+
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able copy, `rows_rejected` included."""
-        return {**asdict(self), "rows_rejected": self.rows_rejected}
+        """Return a JSON-able copy, `rows_rejected` and `rows_left_out` included."""
+        return {**asdict(self), "rows_rejected": self.rows_rejected, "rows_left_out": self.rows_left_out}

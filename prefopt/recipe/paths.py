@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefopt.data.sources import FILE_SUFFIXES
+from prefopt.data.sources import FILE_SUFFIXES, is_url
 from prefopt.recipe.source import Key, Source
 
 _DATA: tuple[Key, ...] = (("data", "train"), ("data", "eval"))
@@ -74,6 +74,8 @@ def _losses(source: Source) -> list[Key]:
 
 
 def _data(name: str, base: Path) -> str:
+    if is_url(name):
+        return name
     path = _absolute(name, base)
     is_path = name.endswith(FILE_SUFFIXES) or name.startswith((".", "~")) or name.count("/") > 1
     return str(path) if is_path or glob.has_magic(name) or _exists(path) else name

@@ -77,6 +77,7 @@ def data_lines(run: RunFiles) -> list[Line]:
         ("rows_read", "Rows read"),
         ("rows_used", "Rows used"),
         ("rows_rejected", "Rows rejected"),
+        ("rows_left_out", "Rows left out by a rule"),
         ("form", "Form"),
         ("distinct_prompts", "Distinct prompts"),
         ("duplicates", "Repeated examples"),
@@ -107,9 +108,10 @@ def data_notes(run: RunFiles) -> list[str]:
     for part in _data_parts(run).values():
         recognised = [found for found in part.get("recognised") or () if isinstance(found, Mapping)]
         notes += [f"{found.get('source')}: {found.get('format')} ({found.get('why')})" for found in recognised]
-        rejected = part.get("rejected")
-        if isinstance(rejected, Mapping):
-            notes += [f"{plural(int(count), 'row')} rejected: {reason}" for reason, count in rejected.items()]
+        for key, what in (("rejected", "rejected"), ("left_out", "left out by a rule")):
+            reasons = part.get(key)
+            if isinstance(reasons, Mapping):
+                notes += [f"{plural(int(count), 'row')} {what}: {reason}" for reason, count in reasons.items()]
         notes += [str(note) for note in part.get("notes") or ()]
     return list(dict.fromkeys(notes))
 

@@ -242,7 +242,7 @@ def test_inspection_shows_the_scores_of_pairs_that_have_them():
 def test_tokenizing_does_not_depend_on_the_batches(monkeypatch):
     rows = [conversation(i, chosen="Yes " * (i % 5 + 1)) for i in range(40)]
     whole = load_preferences(rows, toys.llama()).fingerprint
-    monkeypatch.setattr("prefopt.data.load.BATCH", 7)
+    monkeypatch.setattr("prefopt.data.loading.BATCH", 7)
     assert load_preferences(rows, toys.llama()).fingerprint == whole
 
 

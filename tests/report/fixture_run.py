@@ -122,10 +122,12 @@ def write_run(run: Path, *, steps: int = 120, finished: bool = True) -> Path:
         )
     )
     summary = {
-        "rows_read": 3842,
+        "rows_read": 3844,
         "rows_used": 3840,
         "rows_rejected": 2,
         "rejected": {"the completion is empty": 2},
+        "rows_left_out": 2,
+        "left_out": {"tie": 2},
         "form": "paired",
         "recognised": [
             {"source": "reviews-train.jsonl", "format": "explicit prompt", "why": "prompt, chosen, rejected"}
@@ -141,7 +143,16 @@ def write_run(run: Path, *, steps: int = 120, finished: bool = True) -> Path:
         "duplicates": 0,
         "notes": [],
     }
-    held_out = {**summary, "rows_read": 800, "rows_used": 800, "rows_rejected": 0, "rejected": {}, "recognised": []}
+    held_out = {
+        **summary,
+        "rows_read": 800,
+        "rows_used": 800,
+        "rows_rejected": 0,
+        "rejected": {},
+        "left_out": {},
+        "rows_left_out": 0,
+        "recognised": [],
+    }
     (run / "data.json").write_text(json.dumps({"train": summary, "eval": held_out}))
     row = {"prompt": "Write one sentence", "chosen": "", "rejected": "Dull."}
     rejected = [

@@ -74,6 +74,7 @@ def test_a_finished_run_gives_every_section_with_its_numbers(run: Path) -> None:
         "A warm, funny and beautifully acted film",
         "2 rejected rows",
         "the completion is empty",
+        "2 rows left out by a rule: tie",
         "reviews-train.jsonl: explicit",
         "target_modules: all-linear",
         "packages.torch",

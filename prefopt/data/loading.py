@@ -1,0 +1,182 @@
+"""One pass over the sources: rows that can be read go on, all others are listed with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import chain, groupby, islice
+from typing import Any
+
+from prefopt.data.config import DataOptions
+from prefopt.data.dataset import Form
+from prefopt.data.formats import SAMPLE, Format, FormName, recognise
+from prefopt.data.read import RawRow
+from prefopt.data.rejected import RejectedRows
+from prefopt.data.row_error import LeftOut, RowError
+from prefopt.data.rows import Dialogue, Document, join, normalise_joined, rewritten
+from prefopt.data.rules import Rules
+from prefopt.data.sources import NamedRows, Source, open_sources
+from prefopt.data.summary import Recognised
+from prefopt.data.tokenize import TooLongError
+from prefopt.errors import DataError
+
+BATCH = 1024
+"""Rows that are rendered and tokenized in one call."""
+
+UsableRow = tuple[RawRow, Format, Document | Dialogue]
+
+
+class Loading:
+    """One pass over the sources: hands out rows that can be read, and keeps the books."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: DataOptions,
+        rejected: RejectedRows,
+        sources: Sequence[NamedRows] | None = None,
+    ) -> None:
+        """Resolve what `source` names, unless `sources` are resolved already."""
+        self.options = options
+        self.rejected = rejected
+        self.recognised: list[Recognised] = []
+        self.read = self.used = self.fallbacks = self.altered = 0
+        self._sources = list(open_sources(source, options)) if sources is None else list(sources)
+        self._form: FormName | None = None
+        self._rules = Rules(options)
+        self._needed: list[int] = []  # lengths of the rows that were too long
+
+    def rows(self) -> Iterator[UsableRow]:
+        """Yield rows that are pairs, labelled completions, scored lists or demonstrations; the others are listed."""
+        if self.options.contradictions == "drop":
+            self._rules.drop_both(self._contradicted())
+        for named in self._sources:
+            with closing(named.read(None)) as rows:
+                yield from self._of_source(named.name, rows)
+
+    def batches(self) -> Iterator[list[UsableRow]]:
+        rows = self.rows()
+        while batch := list(islice(rows, BATCH)):
+            yield batch
+
+    def reject(self, raw: RawRow, error: RowError) -> None:
+        self.rejected.add(raw, error)
+        if isinstance(error, TooLongError):
+            self._needed.append(error.needed)
+
+    def use(self, raw: RawRow) -> None:
+        """Count a row that became an example, and those that are joined with it."""
+        self.used += 1 + len(raw.joined)
+
+    def form(self) -> Form:
+        """Return the form of the data; demonstrations are unpaired, each with the label True."""
+        if self._form is None:
+            raise DataError("No data was named: the list of sources is empty.")
+        assert self._form != "scored"  # what is only to be scored is not recognised here
+        return "unpaired" if self._form == "demonstration" else self._form
+
+    def counts(self) -> dict[str, Any]:
+        """Return the fields of a summary that are known without looking at tokens."""
+        return {
+            "rows_read": self.read,
+            "rows_used": self.used,
+            "rejected": dict(self.rejected.reasons.most_common()),
+            "left_out": dict(self.rejected.left_out.most_common()),
+            "ties": self._rules.ties,
+            "contradictions": self._rules.contradictions,
+            "form": self._form or "",
+            "recognised": tuple(self.recognised),
+        }
+
+    def check_rejected(self) -> None:
+        """Refuse to go on when more rows were rejected than the options allow, or all of them.
+
+        Raises:
+            DataError: with the reasons, how often and where first, and what would help.
+        """
+        count, share = self.rejected.total, self.rejected.total / max(self.read, 1)
+        if self.used and share <= self.options.max_rejected:
+            return
+        if not count:
+            left_out = "; ".join(f"{reason} ({times})" for reason, times in self.rejected.left_out.most_common())
+            raise DataError(
+                f"None of {self.read} rows is used: all are left out by the rules data.ties, data.duplicates and "
+                f"data.contradictions: {left_out}. Change the rule, or give other rows."
+            )
+        reasons = "; ".join(
+            f"{reason} ({times}, first at {self.rejected.first[reason]})"
+            for reason, times in self.rejected.reasons.most_common(3)
+        )
+        help_ = ["mend the rows", "raise data.max_rejected"] if self.used else ["mend the rows"]
+        if self._needed:
+            help_.insert(0, f"raise data.max_length ({max(self._needed)} would hold the longest)")
+        listed = f" All of them are listed in {self.rejected.path}." if self.rejected.path else ""
+        raise DataError(
+            f"{count} of {self.read} rows ({share:.1%}) can't be used, and data.max_rejected allows "
+            f"{self.options.max_rejected:.1%}: {reasons}.{listed} To go on, {' or '.join(help_)}."
+        )
+
+    def _of_source(self, name: str, rows: Iterator[RawRow]) -> Iterator[UsableRow]:
+        head: list[RawRow] = []
+        sample: list[Mapping[str, Any]] = []
+        for raw in rows:
+            head.append(raw)
+            if raw.row is not None:
+                sample.append(raw.row)
+            if len(sample) == SAMPLE:
+                break
+        if not sample:
+            raise DataError(f"{name} has no row that can be read.")
+        format_ = recognise(sample, self.options, source=name)
+        self._agree(name, format_)
+        for raw, own in self._joined(self._rewritten(chain(head, rows), format_), format_):
+            try:
+                read = normalise_joined(own, raw.row or {}, format_, as_chat=self.options.as_chat)
+                self._rules.check(read, format_.form)
+            except RowError as error:
+                self.reject(raw, error)
+            else:
+                yield raw, format_, read
+
+    def _rewritten(self, rows: Iterable[RawRow], format_: Format) -> Iterator[tuple[RawRow, Mapping[str, Any]]]:
+        """Count rows and put them into the columns that their format reads."""
+        for raw in rows:
+            self.read += 1
+            if raw.row is None:
+                self.reject(raw, RowError(*raw.problem.partition(": ")[::2]))
+                continue
+            try:
+                yield raw, rewritten(raw.row, format_)
+            except LeftOut as tie:
+                self._rules.ties += 1
+                self.reject(raw, tie)
+            except RowError as error:
+                self.reject(raw, error)
+
+    def _joined(
+        self, rows: Iterator[tuple[RawRow, Mapping[str, Any]]], format_: Format
+    ) -> Iterator[tuple[RawRow, Mapping[str, Any]]]:
+        """Make one row of neighbours with the same prompt, where the format says that they are one list."""
+        if not format_.joins_neighbours:
+            yield from rows
+            return
+        for _, group in groupby(rows, key=lambda row: row[1]["prompt"]):
+            raws, own = zip(*group, strict=True)
+            yield replace(raws[0], joined=raws[1:], after=raws[-1].after), join(own)
+
+    def _contradicted(self) -> frozenset[int]:
+        """Read everything once to find the comparisons that stand both ways round."""
+        first = Loading((), self.options.model_copy(update={"contradictions": "keep"}), RejectedRows(), self._sources)
+        for _ in first.rows():
+            pass
+        return first._rules.both_ways()
+
+    def _agree(self, source: str, format_: Format) -> None:
+        self.recognised.append(Recognised(source, format_.name, format_.why))
+        if self._form is not None and self._form != format_.form:
+            raise DataError(
+                f"{source} holds {format_.form} preferences and {self.recognised[0].source} {self._form} ones; name "
+                "sources of one form."
+            )
+        self._form = format_.form
