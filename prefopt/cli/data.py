@@ -38,6 +38,9 @@ def inspect(
         str | None,
         typer.Option("--eval", help="Held-out preferences: how much of them stands in SRC too?", metavar="OTHER"),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as one HTML page that needs nothing else.", metavar="OUT.html")
+    ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 3,
     data_format: FormatOption = "auto",
     column: ColumnOption = None,
@@ -54,7 +57,7 @@ def inspect(
     **Examples**
 
     - `prefopt data inspect pairs.jsonl`
-    - `prefopt data inspect pairs.jsonl --tokenizer ./my-model --eval held_out.jsonl`
+    - `prefopt data inspect pairs.jsonl --tokenizer ./my-model --eval held_out.jsonl --html pairs.html`
     - `prefopt data inspect 'data/*.parquet' --column prompt=question --json`
     """
     from prefopt.data.inspection import inspect_source
@@ -72,12 +75,18 @@ def inspect(
         max_length=max_length,
         **_options(data_format, column, split, as_chat),
     )
+    if html is not None:
+        from prefopt.report import write_data_page
+
+        write_data_page(inspection, html)
     if as_json:
         print_json(inspection.to_dict())
         return
     from prefopt.cli.data_view import show_inspection
 
     show_inspection(results(), inspection)
+    if html is not None:
+        typer.echo(html)
 
 
 def convert(
