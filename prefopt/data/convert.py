@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.data.load import Loading, parse_options
-from prefopt.data.own_form import OwnForm, row_digest
+from prefopt.data.own_form import OwnForm
 from prefopt.data.parquet import ParquetWriter, write_whole
 from prefopt.data.rejected import FILE_NAME, RejectedRows
 from prefopt.data.sources import Source
@@ -67,7 +67,7 @@ def convert_source(source: Source, out: str | Path, *, overwrite: bool = False, 
         loading = Loading(source, parse_options(options), rejected)
         for raw, format_, row in loading.rows():
             loading.used += 1
-            writer.add(form.record(raw, format_, row), row_digest(row))
+            writer.add(form.record(raw, format_, row), row)
         loading.check_rejected()
         columns = write_whole([writer])
     return Converted(

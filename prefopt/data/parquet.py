@@ -19,6 +19,7 @@ from prefopt.data.formats import PAIR_SCORES, SAMPLE, recognise
 from prefopt.data.load import Loading
 from prefopt.data.own_form import OWN, Record, row_digest
 from prefopt.data.rejected import RejectedRows
+from prefopt.data.rows import Dialogue, Document
 from prefopt.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ParquetWriter:
         self._schema: pyarrow.Schema | None = None
         self._file: Any = None
         self._repeats = False
+        self._scored = False
 
     def __enter__(self) -> ParquetWriter:
         return self
@@ -53,10 +55,11 @@ class ParquetWriter:
         for part in self._parts:
             part.unlink(missing_ok=True)
 
-    def add(self, record: Record, digest: bytes) -> None:
-        """Take a record, and the digest of the row that it is to be read back as."""
+    def add(self, record: Record, row: Document | Dialogue) -> None:
+        """Take a record, and the row that it is to be read back as."""
         self._buffer.append(record)
-        self._digests += digest
+        self._digests += row_digest(row)
+        self._scored |= bool(row.scores)
         self.rows += 1
         if len(self._buffer) == ROW_GROUP:
             self._flush()
@@ -168,7 +171,7 @@ class ParquetWriter:
         import pyarrow.parquet
 
         assert self._schema is not None
-        if self._schema.get_field_index(PAIR_SCORES[0]) < 0 or self._schema.get_field_index("chosen") < 0:
+        if not self._scored or self._schema.get_field_index("chosen") < 0:
             return {}
         with pyarrow.parquet.ParquetFile(self._parts[0]) as file:
             head = next(file.iter_batches(SAMPLE)).to_pylist()

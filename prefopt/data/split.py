@@ -12,7 +12,7 @@ from typing import Any
 from prefopt.data.convert import check_outputs, listing, reading_lines, rejected_lines
 from prefopt.data.load import Loading, parse_options
 from prefopt.data.near import fold
-from prefopt.data.own_form import OwnForm, row_digest
+from prefopt.data.own_form import OwnForm
 from prefopt.data.parquet import ParquetWriter, write_whole
 from prefopt.data.rejected import FILE_NAME
 from prefopt.data.rows import Dialogue, Document
@@ -100,7 +100,7 @@ def split_source(
             key = prompt_hash(row, seed)
             side = side_of(key, eval_share)
             prompts[side].add(key)
-            writers[side].add(form.record(raw, format_, row), row_digest(row))
+            writers[side].add(form.record(raw, format_, row), row)
         loading.check_rejected()
         _check_sides(prompts, eval_share)
         columns = write_whole(writers.values())

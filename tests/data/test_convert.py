@@ -166,3 +166,10 @@ def test_row_groups_bound_what_is_held(tmp_path):
     convert_source(path, tmp_path / "a.parquet")
     metadata = pyarrow.parquet.read_metadata(tmp_path / "a.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1024, 1024, 452]
+
+
+def test_one_score_beside_a_pair_is_a_column_like_any_other(tmp_path):
+    rows = [pair(score_chosen=i) for i in range(4)]
+    assert convert_source(rows, tmp_path / "a.parquet").read_with == {}
+    data = load_preferences(tmp_path / "a.parquet", toys.chatml())
+    assert [example.meta for example in data] == [{"score_chosen": i} for i in range(4)]
