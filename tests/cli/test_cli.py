@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ VERBS = [
     "doctor",
     "version",
 ]
+ROOT = Path(__file__).parents[2]
 ROWS = pair_rows(40)
 PAIRS = '{"prompt": "Is it good?", "chosen": " It is.", "rejected": " No."}\n'
 RECIPE = """\
@@ -263,6 +265,23 @@ def test_data_inspect_draws_bars_at_80_columns_and_says_all_without_colour(
     assert "▸yes" in out.lower()
     code, out, _ = prefopt("data", "inspect", scored)
     assert "difference of scores" in out
+
+
+def test_what_the_documentation_shows_of_the_data_verbs_is_what_they_print(
+    prefopt: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    prefopt (data .*)$", page, flags=re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["inspect", "convert", "split"]
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "film_pairs.jsonl").symlink_to(ROOT / "recipes/data/film_pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        code, out, err = prefopt(*command.split())
+        assert (code, err) == (0, "")
+        shown = "".join(f"    {line.rstrip()}\n" for line in out.splitlines())
+        assert shown in page, command
 
 
 def test_data_convert_and_split_say_what_they_wrote_and_the_next_verb_reads_it(
