@@ -117,7 +117,7 @@ def _wrong(draw: random.Random, damage: str, value: Any) -> Any:
     """Return what a field is replaced with."""
     return {
         "huge": lambda: draw.choice([_DIGITS, 10**400, -(10**30), 1e999]),
-        "long": lambda: draw.choice("eé🍵 ") * (10_000_000 if draw.random() < 0.02 else 100_000),
+        "long": lambda: "e" * 10_000_000 if draw.random() < 0.01 else draw.choice("eé🍵 ") * 100_000,
         "deep": lambda: json.loads("[" * 200 + "]" * 200),
         "nest": lambda: draw.choice([[value], {"content": value}, [[{"role": "user", "content": value}]], [None], {}]),
         "type": lambda: draw.choice([None, True, 3, -1.5, "", "text", [], {}, [1, 2]]),
