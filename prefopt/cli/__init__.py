@@ -29,7 +29,9 @@ app = typer.Typer(
     epilog="Start with `prefopt demo`, or write a recipe and `prefopt train recipe.yaml`.",
 )
 evaluations = typer.Typer(no_args_is_help=True, help="Measure a run, or a recipe's model before it is trained.")
-datasets = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
+datasets = typer.Typer(
+    no_args_is_help=True, help="Look at preference data before training on it, convert it, split it."
+)
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
@@ -40,6 +42,8 @@ evaluations.command("pairs")(evaluate.pairs)
 app.command("chat")(chat.chat)
 app.add_typer(datasets, name="data")
 datasets.command("inspect")(data.inspect)
+datasets.command("convert")(data.convert)
+datasets.command("split")(data.split_data)
 app.add_typer(loss_verbs, name="losses")
 loss_verbs.command("plot")(losses.plot)
 app.add_typer(kernel_verbs, name="kernels")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from prefopt.errors import RunError
@@ -46,11 +46,8 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """Return the page. All text that comes from data, a model or a recipe is escaped by the template."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2").render(
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # ours, and no text from outside
+    return page_template("page.html.j2").render(
+        style=page_style(),
         name=run.path.resolve().name,
         facts=_facts(run),
         verdict=judge(run),
@@ -71,6 +68,19 @@ def render(run: RunFiles) -> str:
         environment=tables.flat(run.environment) if run.environment else [],
         finished=run.finished,
     )
+
+
+def page_template(name: str) -> Template:
+    """Return a template of this room, which escapes whatever is put into it."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def page_style() -> Markup:
+    """Return the style sheet, which is ours and holds no text from outside."""
+    return Markup((_HERE / "style.css").read_text(encoding="utf-8"))
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -221,7 +221,7 @@ def test_inspection_shows_lists_best_first_with_their_scores():
             "2.5 completions a list",
         ):
             assert part in text
-        assert "longer" not in text
+        assert "the best of a list is the longer one in" in text
         assert json.loads(json.dumps(inspection.to_dict()))["summary"]["completions_per_list"] == 2.5
 
 
