@@ -71,6 +71,7 @@ def _others() -> dict[str, list[Row]]:
             {"prompt": [user(q)], "completion": [answer(f"Yes {i}.")], "label": i % 2, "rater": "Ann"}
             for i, q in enumerate(ASKED)
         ],
+        "demonstrations": [{"prompt": q, "completion": f" Yes {i}."} for i, q in enumerate(ASKED)],
         "lists": [
             {"prompt": q, "completions": [" No.", f" Yes {i}.", " Well."], "scores": [0, i, 0.5]}
             for i, q in enumerate(ASKED)

@@ -9,10 +9,12 @@ import pytest
 
 from prefopt.data import load_preferences
 from prefopt.data.convert import convert_source
-from prefopt.data.formats import TRAINABLE
+from prefopt.data.formats import SCHEMAS, TRAINABLE
 from prefopt.errors import DataError
 from tests.data import toy_tokenizers as toys
 from tests.data.every_format import ASKED, FORMATS, answer, user
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def write(path, rows):
@@ -30,7 +32,17 @@ def pair(**others):
 
 def test_the_sets_of_every_format_are_of_every_format():
     found = {load_preferences(rows, toys.chatml()).summary.recognised[0].format for rows in FORMATS.values()}
-    assert found == set(TRAINABLE)
+    assert found == set(TRAINABLE) - SCHEMAS.keys()
+
+
+@pytest.mark.parametrize("source", sorted(FIXTURES.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_every_published_schema_is_converted_to_what_it_loads_as(source, tmp_path):
+    out = tmp_path / "a.parquet"
+    converted = convert_source(source, out, max_rejected=1.0)
+    before = load_preferences(source, toys.chatml(), max_rejected=1.0)
+    after = load_preferences(out, toys.chatml(), columns=converted.read_with, max_rejected=1.0)
+    assert after.fingerprint == before.fingerprint
+    assert [e.scores for e in after] == [e.scores for e in before]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -147,16 +159,17 @@ def test_scores_that_the_first_rows_lack_are_not_lost(tmp_path):
     assert load_preferences(tmp_path / "a.parquet", toys.chatml(), columns=named).fingerprint == wanted.fingerprint
 
 
-def test_messages_that_parquet_would_change_are_refused_in_a_sentence(tmp_path):
+def test_calls_of_tools_are_kept_and_messages_that_no_column_can_hold_are_refused_in_a_sentence(tmp_path):
     calls = [{"name": "tea", "arguments": {"kind": "green"}}], [{"name": "fox", "arguments": {"speed": 3}}]
     rows = [{"prompt": [user("Hi")], "chosen": [{**answer("Yes."), "tool_calls": call}], "rejected": [answer("No.")]}
             for call in calls]  # fmt: skip
-    with pytest.raises(DataError, match="its row 1 would be read otherwise"):
-        convert_source(rows, tmp_path / "a.parquet")
+    convert_source(rows, tmp_path / "b.parquet")
+    fingerprints = [load_preferences(s, toys.chatml()).fingerprint for s in (rows, tmp_path / "b.parquet")]
+    assert fingerprints[0] == fingerprints[1]
     rows[0]["chosen"][0]["tool_calls"] = rows[1]["chosen"][0]["tool_calls"] = {}
     with pytest.raises(DataError, match="no Parquet column can hold"):
         convert_source(rows, tmp_path / "a.parquet")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["b.parquet"]
 
 
 def test_row_groups_bound_what_is_held(tmp_path):
