@@ -1,7 +1,8 @@
 """Room: data. read -> recognise -> tokenize -> group -> step -> pack -> stream."""
 
+from prefopt.data.columns import Example
 from prefopt.data.config import DataConfig, DataOptions
-from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.dataset import PreferenceData
 from prefopt.data.inspection import Inspection, ShownRow, inspect_lines, inspect_source, show
 from prefopt.data.load import load_preferences, tokenize_rows
 from prefopt.data.pack import Part, assemble, build_packs, plan_packs

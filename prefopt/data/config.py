@@ -33,9 +33,15 @@ class DataOptions(Section):
         default=False, description="Take plain strings as a user's and an assistant's turn instead of as one document."
     )
     max_length: int = Field(default=1024, ge=2, description="Longest prompt with completion, in tokens.")
-    truncation: Literal["drop"] = Field(
+    truncation: Literal["drop", "keep_end", "cut_completion"] = Field(
         default="drop",
-        description="What becomes of a row that is longer than max_length: 'drop' rejects and counts it.",
+        description="What becomes of a row that is longer than max_length: 'drop' rejects it, 'keep_end' keeps the end "
+        "of its prompt, 'cut_completion' the start of its completions; each is counted.",
+    )
+    thinking: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Whether completions keep their thoughts (<think>...</think>), and the chat template is asked for "
+        "answers with or without one.",
     )
     max_rejected: float = Field(
         default=0.01, ge=0.0, le=1.0, description="Share of rows that may be rejected before the load fails."

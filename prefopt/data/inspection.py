@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefopt.data.columns import Example
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.dataset import PreferenceData
 from prefopt.data.load import Loading, load_into, measure, parse_options
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document
@@ -96,6 +97,10 @@ def inspect_lines(inspection: Inspection) -> list[str]:
         lines.append(f"{summary.boundary_fallbacks} rows where a token would have spanned prompt and completion")
     if summary.altered_prompts:
         lines.append(f"{summary.altered_prompts} rows whose chat template writes an answered prompt otherwise")
+    if summary.cut_prompts:
+        lines.append(f"{summary.cut_prompts} prompts are cut to their end")
+    if summary.cut_completions:
+        lines.append(f"{summary.cut_completions} completions are cut and have no end-of-turn")
     lines += [
         f"{name}: mean {own.mean:.0f}, median {own.p50}, 90 % {own.p90}, 95 % {own.p95}, 99 % {own.p99}, "
         f"longest {own.longest} {summary.unit}"

@@ -13,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from prefopt.data.columns import ColumnWriter, Example, Form
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import Example, Form, PreferenceData
+from prefopt.data.dataset import PreferenceData
+from prefopt.data.fit import TooLongError
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
+from prefopt.data.packed import unpack
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
 from prefopt.data.sources import Source, open_sources
 from prefopt.data.summary import DataSummary, Lengths, Recognised
-from prefopt.data.tokenize import Encoded, Encoder, TooLongError
+from prefopt.data.tokenize import Encoded, Encoder
 from prefopt.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def load_preferences(
         tokenizer: the policy's.
         rejected_to: file (or directory) that rejected rows are written to, one JSON object a line.
         options: the fields of `DataOptions`: format, columns, config, split, revision, as_chat, max_length,
-            truncation, max_rejected.
+            truncation, thinking, max_rejected.
 
     Raises:
         DataError: nothing to read, an unknown format, or more rejected rows than `max_rejected` allows.
@@ -59,24 +62,59 @@ def load_into(
     rejected: RejectedRows, source: Source, tokenizer: PreTrainedTokenizerBase, options: DataOptions
 ) -> PreferenceData:
     """Load as `load_preferences` does, with the books of rejected rows kept by the caller."""
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, truncation=options.truncation, thinking=options.thinking)
+    loading = Loading(source, options, rejected)
+    writer = ColumnWriter()
     with rejected:
-        loading = Loading(source, options, rejected)
-        examples = _examples(loading, encoder)
-        first = list(islice(examples, 1))  # the form is known once a row is read
-        form = loading.form()
-        data = PreferenceData(form, chain(first, examples))
+        read_into(writer, loading, encoder)
     loading.check_rejected()
-    data.summary = replace(
-        measure(form, data.prompt_lengths, data.completion_lengths, scored=int(data.scored.sum())),
+    data = PreferenceData.of_columns(loading.form(), writer.columns())
+    data.summary = summarise(data, loading)
+    return data
+
+
+def read_into(writer: ColumnWriter, loading: Loading, encoder: Encoder) -> None:
+    """Tokenize all rows; those that can't be used go to the rejected ones."""
+    for batch in loading.batches():
+        encoded = encoder.encode([row for _, _, row in batch], max_length=loading.options.max_length)
+        for (raw, format_, row), ids in zip(batch, encoded, strict=True):
+            try:
+                if isinstance(ids, RowError):
+                    raise ids
+                _check_tokens(ids, row, format_)
+            except RowError as error:
+                loading.reject(raw, error)
+                continue
+            loading.used += 1
+            loading.fallbacks += ids.fallback
+            loading.altered += ids.altered
+            writer.add(
+                ids.prompt,
+                ids.completions,
+                label=row.label,
+                scores=row.scores,
+                source=raw.where,
+                meta=scalars(raw.row or {}, format_),
+                prompt_cut=ids.prompt_cut,
+                cut=ids.cut,
+            )
+
+
+def summarise(data: PreferenceData, loading: Loading) -> DataSummary:
+    """Count and measure what was loaded."""
+    cut = np.flatnonzero(data.columns.cut)
+    prompts = int(np.isin(cut, data.first_sequences).sum())
+    return replace(
+        measure(data.form, data.prompt_lengths, data.completion_lengths, scored=int(data.scored.sum())),
         **loading.counts(),
         boundary_fallbacks=loading.fallbacks,
         altered_prompts=loading.altered,
-        distinct_prompts=int(np.unique(data.prompt_ids).size),
+        cut_prompts=prompts,
+        cut_completions=len(cut) - prompts,
+        distinct_prompts=int(data.prompt_ids.max(initial=-1)) + 1,
         duplicates=_duplicates(data),
         desirable=_desirable(data),
     )
-    return data
 
 
 def tokenize_rows(
@@ -237,24 +275,6 @@ class Loading:
         self._form = form
 
 
-def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
-    for batch in loading.batches():
-        read = [row for _, _, row in batch]
-        encoded = encoder.encode(read, max_length=loading.options.max_length)
-        for (raw, format_, row), ids in zip(batch, encoded, strict=True):
-            try:
-                if isinstance(ids, RowError):
-                    raise ids
-                _check_tokens(ids, row, format_)
-            except RowError as error:
-                loading.reject(raw, error)
-            else:
-                loading.used += 1
-                loading.fallbacks += ids.fallback
-                loading.altered += ids.altered
-                yield _example(ids, row, raw.where, scalars(raw.row or {}, format_))
-
-
 def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
     """Refuse what differed as text and is the same in tokens."""
     if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
@@ -264,7 +284,7 @@ def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> No
 
 
 def _example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
-    return Example(tuple(ids.prompt), tuple(map(tuple, ids.completions)), row.label, source, meta, row.scores)
+    return Example(unpack(ids.prompt), tuple(map(unpack, ids.completions)), row.label, source, meta, row.scores)
 
 
 def measure(

@@ -42,6 +42,8 @@ class Dialogue:
     label: bool | None = None
     scores: tuple[float, ...] = ()
     """As a document's."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """What the assistant may call, as the chat template takes it."""
 
 
 def normalise(row: Mapping[str, Any], format_: Format, *, as_chat: bool = False) -> Document | Dialogue:

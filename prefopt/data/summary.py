@@ -58,6 +58,10 @@ class DataSummary:
     """Rows in which a token spanned prompt and completion, so that the completion was cut at the character."""
     altered_prompts: int = 0
     """Rows whose chat template writes an answered prompt otherwise than an open one."""
+    cut_prompts: int = 0
+    """Prompts whose start was cut off to fit."""
+    cut_completions: int = 0
+    """Completions whose end was cut off to fit, so that they have no end-of-turn."""
     notes: tuple[str, ...] = ()
     """What else is worth a sentence."""
 
