@@ -75,6 +75,8 @@ class Texts:
 class ColumnWriter:
     """Takes examples one by one; tokens and texts go to files in `folder`, or stay in memory without one."""
 
+    file_names = ("tokens.bin", "sources.bin", "meta.bin")
+
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.tokens: IO[bytes] = BytesIO() if folder is None else (folder / "tokens.bin").open("w+b")

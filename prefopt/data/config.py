@@ -43,6 +43,9 @@ class DataOptions(Section):
         description="Whether completions keep their thoughts (<think>...</think>), and the chat template is asked for "
         "answers with or without one.",
     )
+    cache: bool = Field(
+        default=True, description="Keep tokenized files and datasets on disk, for the next run with the same options."
+    )
     max_rejected: float = Field(
         default=0.01, ge=0.0, le=1.0, description="Share of rows that may be rejected before the load fails."
     )

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from prefopt.data import cache
+from prefopt.data.arrow import write_columns
 from prefopt.data.columns import ColumnWriter, Example, Form
 from prefopt.data.config import DataOptions
 from prefopt.data.dataset import PreferenceData
@@ -20,9 +22,9 @@ from prefopt.data.fit import TooLongError
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
 from prefopt.data.packed import unpack
 from prefopt.data.read import RawRow
-from prefopt.data.rejected import RejectedRows
+from prefopt.data.rejected import FILE_NAME, RejectedRows
 from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
-from prefopt.data.sources import Source, open_sources
+from prefopt.data.sources import Identity, Source, open_sources
 from prefopt.data.summary import DataSummary, Lengths, Recognised
 from prefopt.data.tokenize import Encoded, Encoder
 from prefopt.errors import DataError, nearest
@@ -50,7 +52,7 @@ def load_preferences(
         tokenizer: the policy's.
         rejected_to: file (or directory) that rejected rows are written to, one JSON object a line.
         options: the fields of `DataOptions`: format, columns, config, split, revision, as_chat, max_length,
-            truncation, thinking, max_rejected.
+            truncation, thinking, cache, max_rejected.
 
     Raises:
         DataError: nothing to read, an unknown format, or more rejected rows than `max_rejected` allows.
@@ -64,13 +66,68 @@ def load_into(
     """Load as `load_preferences` does, with the books of rejected rows kept by the caller."""
     encoder = Encoder(tokenizer, truncation=options.truncation, thinking=options.thinking)
     loading = Loading(source, options, rejected)
-    writer = ColumnWriter()
+    sources = loading.identities() if options.cache and tokenizer.is_fast else None
+    if sources is None or sum(identity.size for _, identity in sources) < cache.SMALL:
+        with rejected:
+            return _read(loading, encoder)
+    key = cache.entry_key([(name, identity.content) for name, identity in sources], tokenizer, options)
+    entry = cache.Entry(cache.default_folder(), key)
     with rejected:
-        read_into(writer, loading, encoder)
+        return _restore(loading, entry) or _read_and_keep(loading, encoder, entry, dict(sources))
+
+
+def _read(loading: Loading, encoder: Encoder) -> PreferenceData:
+    writer = ColumnWriter()
+    read_into(writer, loading, encoder)
     loading.check_rejected()
     data = PreferenceData.of_columns(loading.form(), writer.columns())
     data.summary = summarise(data, loading)
     return data
+
+
+def _restore(loading: Loading, entry: cache.Entry) -> PreferenceData | None:
+    """Return what an earlier load has kept, with everything that it reported."""
+    found = entry.read()
+    if found is None:
+        return None
+    columns, record = found
+    loading.restore(record["loading"])
+    loading.rejected.restore(record["reasons"], record["first"], entry.rejected)
+    loading.check_rejected()
+    data = PreferenceData.of_columns(record["form"], columns, summary=DataSummary.from_dict(record["summary"]))
+    data.__dict__["fingerprint"] = record["fingerprint"]
+    return data
+
+
+def _read_and_keep(
+    loading: Loading, encoder: Encoder, entry: cache.Entry, sources: Mapping[str, Identity]
+) -> PreferenceData:
+    with entry.filling() as draft:
+        if draft is None:
+            return _read(loading, encoder)
+        loading.rejected.start_copy(draft / FILE_NAME)
+        writer = ColumnWriter(draft)
+        try:
+            read_into(writer, loading, encoder)
+            loading.rejected.stop_copy()
+            loading.check_rejected()
+            columns = write_columns(writer, draft)
+        finally:
+            writer.close()
+        data = PreferenceData.of_columns(loading.form(), columns)
+        data.summary = summarise(data, loading)
+        if dict(loading.identities() or ()) != sources:
+            return data  # a source was written to while it was read
+        record = {
+            "form": data.form,
+            "fingerprint": data.fingerprint,
+            "summary": data.summary.to_dict(),
+            "reasons": dict(loading.rejected.reasons),
+            "first": loading.rejected.first,
+            "loading": loading.state(),
+        }
+        entry.keep(draft, record)
+        return data
 
 
 def read_into(writer: ColumnWriter, loading: Loading, encoder: Encoder) -> None:
@@ -184,7 +241,7 @@ class Loading:
         self.rejected = rejected
         self.recognised: list[Recognised] = []
         self.read = self.used = self.fallbacks = self.altered = 0
-        self._sources = open_sources(source, options)
+        self._sources = list(open_sources(source, options))
         self._form: Form | None = None
         self._needed: list[int] = []  # lengths of the rows that were too long
 
@@ -193,6 +250,19 @@ class Loading:
         for named in self._sources:
             with closing(named.read(None)) as rows:
                 yield from self._of_source(named.name, rows)
+
+    def identities(self) -> list[tuple[str, Identity]] | None:
+        """Return the name of each source and what tells its content from any other; None if that is unknown of one."""
+        found = [(named.name, named.identify()) for named in self._sources if named.identify is not None]
+        return found if len(found) == len(self._sources) else None
+
+    def state(self) -> dict[str, Any]:
+        """Return what `check_rejected` goes by; JSON-able."""
+        return {"read": self.read, "used": self.used, "needed": max(self._needed, default=0)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.read, self.used = state["read"], state["used"]
+        self._needed = [state["needed"]] if state["needed"] else []
 
     def batches(self) -> Iterator[list[UsableRow]]:
         rows = self.rows()

@@ -72,3 +72,15 @@ class DataSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy, `rows_rejected` included."""
         return {**asdict(self), "rows_rejected": self.rows_rejected}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> DataSummary:
+        """Return the summary that `to_dict` wrote, from JSON too."""
+        return cls(
+            **{
+                **{name: value for name, value in found.items() if name != "rows_rejected"},
+                "recognised": tuple(Recognised(**own) for own in found["recognised"]),
+                "lengths": {name: Lengths(**own) for name, own in found["lengths"].items()},
+                "notes": tuple(found["notes"]),
+            }
+        )
