@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from prefopt.data.packed import pack
@@ -53,7 +53,11 @@ class Words:
         self._threads = os.cpu_count() or 1
         self._known: dict[str, bytes] = {}
         self._marks: list[tuple[str, str]] = []
-        self.cuts = cuts_at_spaces(tokenizer)
+
+    @cached_property
+    def cuts(self) -> bool:
+        """Whether texts are cut; may be set to False."""
+        return cuts_at_spaces(self._tokenizer)
 
     def packed(self, texts: Sequence[str]) -> list[bytes]:
         """Return the packed token ids of each text."""
