@@ -1,8 +1,9 @@
 """Room: data. read -> recognise -> tokenize -> group -> step -> pack -> stream."""
 
+from prefopt.data.columns import Example
 from prefopt.data.config import DataConfig, DataOptions
 from prefopt.data.convert import Converted, convert_source
-from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.dataset import PreferenceData
 from prefopt.data.findings import inspect_lines
 from prefopt.data.inspection import Inspection, ShownRow, inspect_source, show
 from prefopt.data.load import load_preferences, tokenize_rows

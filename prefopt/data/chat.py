@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from prefopt.data.rows import Dialogue, Message, RowError
+from prefopt.data.thinking import CLOSE, OPEN, Thinking, thought_of
+from prefopt.data.tracing import Layout, trace_layout
+from prefopt.data.words import lone_tokens
 from prefopt.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,6 +20,20 @@ if TYPE_CHECKING:
 
 MARK = "Zq8answer8qZ"
 """Stands for an answer where we ask the template what it writes before and after one."""
+
+PROBED = 4
+"""Dialogues of a call that are also written by the template itself."""
+MOST_LAYOUTS = 1000
+"""Sequences of roles that are told apart; dialogues with others are written by the template itself."""
+
+HARD = (
+    " \n a\t\n ",
+    "<think>\nb\n</think>\n\nc",
+    "d</think>e",
+    '"f"\\n{{ g }}{% h %}&lt;',
+    "<tool_response>i</tool_response>",
+)
+"""Texts that templates treat in ways of their own."""
 
 # What a template can raise on a row that it isn't made for.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
@@ -40,9 +58,10 @@ class ChatTemplate:
         end_id: the id of that token; None where the template writes none.
         openers: special tokens that the template writes in a prompt and that always stand by themselves, so that
             what comes before one is tokenized independently of what begins with it.
+        marks: all such tokens that the template writes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, thinking: Thinking = "keep") -> None:
         """Find out how the template ends a turn.
 
         Raises:
@@ -55,6 +74,8 @@ class ChatTemplate:
                 "Use the model's instruct version, set tokenizer.chat_template to a template, or give plain-text data."
             )
         self._tokenizer = tokenizer
+        # What templates that know it as a switch are told; others don't look at it.
+        self._switches: dict[str, Any] = {"enable_thinking": False} if thinking == "drop" else {}
         self._ends = _end_tokens(tokenizer)
         question: Message = {"role": "user", "content": "a"}
         try:
@@ -62,12 +83,64 @@ class ChatTemplate:
             whole = self._write([[question, _marked({})]], ask=False)[0]
         except TEMPLATE_ERRORS:
             asked = whole = ""  # a template with demands on its rows: each row is then asked by itself
-        self.openers = tuple(text for text in _lone_tokens(tokenizer) if text in asked)
+        self.openers = tuple(text for text in lone_tokens(tokenizer) if text in asked)
+        self.marks = tuple(text for text in lone_tokens(tokenizer) if text in asked + whole)
         self._tail: str | None = whole.rpartition(MARK)[2] if MARK in whole else None
         self.end, self.end_id = self._end(self._tail or "")
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
+        self._follows = self._tail is not None
 
     def render(self, dialogues: Sequence[Dialogue]) -> list[Rendered | RowError]:
-        """Write each dialogue; an error stands in the place of one that the template refuses."""
+        """Write each dialogue; an error stands in the place of one that the template refuses.
+
+        Most are written by the layout that the template was found to give their roles. Some of every call are
+        written by the template as well; should they differ, layouts are given up.
+        """
+        rendered: list[Rendered | RowError | None] = [self._by_layout(dialogue) for dialogue in dialogues]
+        checked = [index for index, found in enumerate(rendered) if found is not None][:PROBED]
+        exact = self._by_template([dialogues[index] for index in checked])
+        if any(rendered[index] != found for index, found in zip(checked, exact, strict=True)):
+            self._follows = False
+            return self._by_template(dialogues)
+        rest = [index for index, found in enumerate(rendered) if found is None]
+        for index, own in zip(rest, self._by_template([dialogues[index] for index in rest]), strict=True):
+            rendered[index] = own
+        return [found for found in rendered if found is not None]
+
+    def _by_layout(self, dialogue: Dialogue) -> Rendered | None:
+        if not self._follows or dialogue.tools or any(len(m) != 2 for m in (*dialogue.prompt, *dialogue.completions)):
+            return None
+        roles = tuple([message["role"] for message in dialogue.prompt])
+        if roles not in self._layouts:
+            self._layouts[roles] = self._layout(roles)
+        layout = self._layouts[roles]
+        if layout is None or any(message["role"] != "assistant" for message in dialogue.completions):
+            return None
+        prompt = layout.prompt([message["content"] for message in dialogue.prompt])
+        if prompt is None:
+            return None
+        answers = [layout.answer(message["content"]) for message in dialogue.completions]
+        written = tuple([answer + self.end for answer in answers if answer is not None])
+        return Rendered(prompt, written) if len(written) == len(answers) else None
+
+    def _layout(self, roles: tuple[str, ...]) -> Layout | None:
+        """Trace the template for these roles, and compare with what it writes for texts that are hard to follow."""
+        if len(self._layouts) >= MOST_LAYOUTS:
+            return None
+        template = _compile_jinja_template(self._tokenizer.get_chat_template())
+        known = {**self._tokenizer.special_tokens_map, **self._switches}
+
+        def write(messages: list[dict[str, Any]], ask: bool) -> str:
+            found = template.render(messages=messages, tools=None, documents=None, add_generation_prompt=ask, **known)
+            return str(found)
+
+        try:
+            layout = trace_layout(write, roles, self._tail or "")
+            return layout if layout is not None and _writes_hard_texts(layout, write, roles) else None
+        except TEMPLATE_ERRORS:
+            return None
+
+    def _by_template(self, dialogues: Sequence[Dialogue]) -> list[Rendered | RowError]:
         try:
             return self._render(dialogues)
         except TEMPLATE_ERRORS:
@@ -84,12 +157,17 @@ class ChatTemplate:
             return RowError("refused by the chat template", " ".join(str(error).split())[:200])
 
     def _render(self, dialogues: Sequence[Dialogue]) -> list[Rendered | RowError]:
-        prompts = self._write([list(d.prompt) for d in dialogues], ask=True)
-        wholes = iter(self._write([[*d.prompt, c] for d in dialogues for c in d.completions], ask=False))
+        if any(dialogue.tools for dialogue in dialogues) and len(dialogues) > 1:
+            return [self._render_one(dialogue) for dialogue in dialogues]
+        tools = next((dialogue.tools for dialogue in dialogues), ())
+        prompts = self._write([list(d.prompt) for d in dialogues], ask=True, tools=tools)
+        wholes = iter(self._write([[*d.prompt, c] for d in dialogues for c in d.completions], ask=False, tools=tools))
         rendered: list[Rendered | RowError] = []
         for dialogue, prompt in zip(dialogues, prompts, strict=True):
             own = [next(wholes) for _ in dialogue.completions]
-            if self._tail is not None and all(w.startswith(prompt) and w.endswith(self._tail) for w in own):
+            if any(_lost_thought(c, w) for c, w in zip(dialogue.completions, own, strict=True)):
+                rendered.append(self._render_verbatim(dialogue, prompt))
+            elif self._tail is not None and all(w.startswith(prompt) and w.endswith(self._tail) for w in own):
                 stop = len(self._tail)
                 answers = tuple(w[len(prompt) : len(w) - stop] + self.end for w in own)
                 rendered.append(Rendered(prompt, answers))
@@ -103,12 +181,13 @@ class ChatTemplate:
         The prompt stays as the model sees it when asked, if what opens the answer is the same in both; otherwise
         (a template that opens a thinking block only when asked) it is what the whole conversation has before it.
         """
-        closed = self._write([list(dialogue.prompt)], ask=False)[0]
+        closed = self._write([list(dialogue.prompt)], ask=False, tools=dialogue.tools)[0]
         opening = prompt[len(closed) :] if prompt.startswith(closed) else ""
+        opening = opening or _behind(prompt, dialogue.prompt[-1]["content"])
         found: set[str] = set()
         answers: list[str] = []
         for completion, whole in zip(dialogue.completions, wholes, strict=True):
-            marked = self._write([[*dialogue.prompt, _marked(completion)]], ask=False)[0]
+            marked = self._write([[*dialogue.prompt, _marked(completion)]], ask=False, tools=dialogue.tools)[0]
             before, mark, after = marked.rpartition(MARK)
             if not (mark and whole.startswith(before) and whole.endswith(after)):
                 return RowError("refused by the chat template", "it rewrites the answer so that it can't be found")
@@ -123,8 +202,34 @@ class ChatTemplate:
         (own,) = found
         return Rendered(own, tuple(answers), altered=not all(w.startswith(prompt) for w in wholes))
 
-    def _write(self, conversations: list[list[Message]], *, ask: bool) -> list[str]:
-        written = self._tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=ask)
+    def _render_verbatim(self, dialogue: Dialogue, prompt: str) -> Rendered | RowError:
+        """Put the answers as they stand where the template writes one: it would leave out what they think."""
+        answers: list[str] = []
+        for completion in dialogue.completions:
+            marked = self._write([[*dialogue.prompt, _marked({})]], ask=False, tools=dialogue.tools)[0]
+            before, _, after = marked.rpartition(MARK)
+            text = completion["content"]
+            if (before + text).startswith(prompt):
+                answer = (before + text)[len(prompt) :]
+            elif prompt.startswith(before) and prompt[len(before) :].strip() == OPEN and OPEN not in text:
+                answer = text  # the prompt opens the thought
+            else:
+                return RowError("refused by the chat template", "it leaves out what the answer thinks")
+            answers.append(answer + self._end(after)[0])
+        return Rendered(prompt, tuple(answers))
+
+    def _write(
+        self, conversations: list[list[Message]], *, ask: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[str]:
+        if not conversations:
+            return []
+        written = self._tokenizer.apply_chat_template(
+            conversations,
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=ask,
+            **self._switches,
+        )
         return list(written)
 
     def _end(self, tail: str) -> tuple[str, int | None]:
@@ -136,6 +241,32 @@ class ChatTemplate:
         return tail[: at + len(text)], self._ends[text]
 
 
+def _writes_hard_texts(
+    layout: Layout, write: Callable[[list[dict[str, Any]], bool], str], roles: Sequence[str]
+) -> bool:
+    """Whether a layout writes what the template writes, of hard texts."""
+    for text in HARD:
+        turns = [{"role": role, "content": text} for role in roles]
+        prompt, answer = layout.prompt([text] * len(roles)), layout.answer(text)
+        if prompt is not None and prompt != write(turns, True):
+            return False
+        whole = write([*turns, {"role": "assistant", "content": text}], False)
+        if prompt is not None and answer is not None and not whole.startswith(prompt + answer):
+            return False
+    return True
+
+
+def _behind(prompt: str, content: str) -> str:
+    """Return what a prompt has behind its last message's text; "" where that isn't found."""
+    _, found, after = prompt.rpartition(content.strip())
+    return after if found else ""
+
+
+def _lost_thought(message: Message, whole: str) -> bool:
+    text = message["content"]
+    return CLOSE in text and thought_of(text) not in whole
+
+
 def _marked(message: Message) -> Message:
     return {**message, "role": "assistant", "content": MARK}
 
@@ -145,11 +276,3 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     added = {str(token): int(index) for index, token in tokenizer.added_tokens_decoder.items()}
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {text: index for text, index in {**added, **special}.items() if text.strip()}
-
-
-def _lone_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [
-        str(token)
-        for token in tokenizer.added_tokens_decoder.values()
-        if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
-    ]

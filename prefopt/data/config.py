@@ -59,9 +59,9 @@ class DataOptions(Section):
         default="better", description="Which judgement makes the pairs, where a data set has two of them."
     )
     ties: Literal["drop", "keep", "as_lists"] = Field(
-        default="drop",
+        default="keep",
         description="What becomes of a pair whose scores are equal: it is left out, kept, or all pairs that have "
-        "scores become lists of two.",
+        "scores become lists of two. A preference for neither is never a pair.",
     )
     duplicates: Literal["keep", "drop"] = Field(
         default="keep", description="What becomes of a row that repeats an earlier one: 'drop' leaves it out."
@@ -80,9 +80,18 @@ class DataOptions(Section):
         default=False, description="Take plain strings as a user's and an assistant's turn instead of as one document."
     )
     max_length: int = Field(default=1024, ge=2, description="Longest prompt with completion, in tokens.")
-    truncation: Literal["drop"] = Field(
+    truncation: Literal["drop", "keep_end", "cut_completion"] = Field(
         default="drop",
-        description="What becomes of a row that is longer than max_length: 'drop' rejects and counts it.",
+        description="What becomes of a row that is longer than max_length: 'drop' rejects it, 'keep_end' keeps the end "
+        "of its prompt, 'cut_completion' the start of its completions; each is counted.",
+    )
+    thinking: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="Whether completions keep their thoughts (<think>...</think>), and the chat template is asked for "
+        "answers with or without one.",
+    )
+    cache: bool = Field(
+        default=True, description="Keep tokenized files and datasets on disk, for the next run with the same options."
     )
     max_rejected: float = Field(
         default=0.01, ge=0.0, le=1.0, description="Share of rows that may be rejected before the load fails."

@@ -1,40 +1,22 @@
-"""Tokenized preferences in memory: examples as one int32 buffer, and what the losses ask of them."""
+"""Tokenized preferences: examples as flat columns, and what the losses ask of them."""
 
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.data.columns import Columns, ColumnWriter, Example, Form, check_example
+from prefopt.data.identify import number_sequences
+from prefopt.data.packed import pack
 from prefopt.data.summary import DataSummary
 from prefopt.errors import DataError
-from prefopt.records import LARGEST_SCORE, Scores
-
-Form = Literal["paired", "unpaired", "listwise"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """What a loss counts: a pair, a labelled completion, a scored list, or completions to score. Token ids."""
-
-    prompt: tuple[int, ...]
-    completions: tuple[tuple[int, ...], ...]
-    """(chosen, rejected), (completion,), all of a list with the best first, or all of a row that is to be scored."""
-    label: bool | None = None
-    """Desirable? None for anything but a labelled completion."""
-    source: str = ""
-    """Where the row came from, as `file.jsonl:12`."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other scalar columns, for slices of an evaluation."""
-    scores: tuple[float, ...] = ()
-    """One for each completion: of every list, descending, and of pairs that have them."""
+from prefopt.records import Scores
 
 
 class PreferenceData:
@@ -44,6 +26,7 @@ class PreferenceData:
         form: "paired" (chosen and rejected), "unpaired" (a completion and its label) or "listwise" (completions with
             scores).
         summary: what was read, recognised, rejected and measured.
+        columns: the examples as they lie there.
         fingerprint: sha256 over token ids, labels, scores and order; equal for equal training input.
     """
 
@@ -59,28 +42,36 @@ class PreferenceData:
         Raises:
             DataError: an example that doesn't have the form's completions, label and scores, or has an empty sequence.
         """
-        self.form: Form = form
-        tokens, lengths, labels = array("i"), array("i"), array("b")
-        counts, scores = array("i"), array("d")  # completions an example, and a number for each of them
-        self._sources: list[str] = []
-        self._meta: list[Mapping[str, Any] | None] = []
+        writer = ColumnWriter()
         for example in examples:
-            _check(form, example)
-            for sequence in (example.prompt, *example.completions):
-                tokens.extend(sequence)
-                lengths.append(len(sequence))
-            counts.append(len(example.completions))
-            scores.extend(example.scores or [np.nan] * len(example.completions))
-            labels.append(bool(example.label))
-            self._sources.append(example.source)
-            self._meta.append(example.meta or None)
-        self._tokens: NDArray[np.int32] = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32)
-        self._lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
+            check_example(form, example)
+            writer.add(
+                pack(example.prompt),
+                [pack(completion) for completion in example.completions],
+                label=example.label,
+                scores=example.scores,
+                source=example.source,
+                meta=example.meta,
+                prompt_cut=example.prompt_cut,
+                cut=example.cut,
+            )
+        self._take(form, writer.columns(), summary)
+
+    @classmethod
+    def of_columns(cls, form: Form, columns: Columns, *, summary: DataSummary | None = None) -> PreferenceData:
+        """Return examples that lie in columns already, which are not copied."""
+        data = cls.__new__(cls)
+        data._take(form, columns, summary)
+        return data
+
+    def _take(self, form: Form, columns: Columns, summary: DataSummary | None) -> None:
+        self.form: Form = form
+        self.columns = columns
+        self._tokens, self._lengths, self._counts = columns.tokens, columns.lengths, columns.counts
         self._stops: NDArray[np.int64] = np.cumsum(self._lengths)
-        self._counts: NDArray[np.int64] = np.array(counts, dtype=np.int64)
         self._prompts: NDArray[np.int64] = np.cumsum(self._counts + 1) - (self._counts + 1)  # each one's sequence
-        self._scores: NDArray[np.float64] = np.array(scores, dtype=np.float64)
-        self._labels: NDArray[np.bool_] = np.array(labels, dtype=np.bool_)
+        self._scores, self._labels = columns.scores, columns.labels
+        self._sources, self._meta = columns.sources, columns.meta
         self.summary = summary or DataSummary(rows_read=len(self), rows_used=len(self), form=form)
 
     def __len__(self) -> int:
@@ -94,7 +85,17 @@ class PreferenceData:
         label = bool(self._labels[index]) if self.form == "unpaired" else None
         scores = tuple(self._scores[first - index : first - index + count].tolist())
         known = () if np.isnan(scores[0]) else scores
-        return Example(prompt, tuple(completions), label, self._sources[index], self._meta[index] or {}, known)
+        prompt_cut, *cut = self.columns.cut[first : first + 1 + count].tolist()
+        return Example(
+            prompt,
+            tuple(completions),
+            label,
+            self._sources[index],
+            self._meta[index] or {},
+            known,
+            prompt_cut,
+            tuple(cut) if any(cut) else (),
+        )
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -103,6 +104,11 @@ class PreferenceData:
     def examples(self) -> Sequence[Example]:
         """Every example, in order; each is made when it is looked at."""
         return _Examples(self)
+
+    @property
+    def first_sequences(self) -> NDArray[np.int64]:
+        """Which sequence of the columns each example's prompt is: (examples,) int64."""
+        return self._prompts
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
@@ -146,7 +152,8 @@ class PreferenceData:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"prefopt-data-1:{self.form}:".encode())
         digest.update(self._lengths.astype("<i8").tobytes())
-        digest.update(self._tokens.astype("<i4").tobytes())
+        for start in range(0, len(self._tokens), 1 << 24):  # they may lie on disk
+            digest.update(self._tokens[start : start + (1 << 24)].astype("<i4").tobytes())
         if self.form == "listwise":
             digest.update(self._counts.astype("<i8").tobytes())
         if self.scored.any():
@@ -217,20 +224,20 @@ class PreferenceData:
         return np.where(column < self._counts[:, None], self._prompts[:, None] + 1 + column, -1)
 
     def _identify(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        known: dict[bytes, int] = {}
         ids = np.full(places.shape, -1, dtype=np.int64)
-        for at, place in np.ndenumerate(places):
-            if place >= 0:
-                stop = self._stops[place]
-                key = self._tokens[stop - self._lengths[place] : stop].tobytes()
-                ids[at] = known.setdefault(key, len(known))
+        ids[places >= 0] = number_sequences(self._tokens, self._lengths, self._stops, places[places >= 0])
         return ids
 
     def _as_pairs(self) -> PreferenceData:
         """Return the best and the worst completion of each list that prefers one to another."""
         decided = self._decided()
         pairs = (
-            replace(e, completions=(e.completions[0], e.completions[-1]), scores=(e.scores[0], e.scores[-1]))
+            replace(
+                e,
+                completions=(e.completions[0], e.completions[-1]),
+                scores=(e.scores[0], e.scores[-1]),
+                cut=(e.cut[0], e.cut[-1]) if e.cut else (),
+            )
             for e in decided
         )
         return PreferenceData("paired", pairs, summary=decided.summary)
@@ -286,11 +293,7 @@ class PreferenceData:
         return self._sources[index] or f"number {index}"
 
     def _as_labels(self) -> PreferenceData:
-        examples = (
-            Example(pair.prompt, (completion,), desirable, pair.source, pair.meta)
-            for pair in self
-            for completion, desirable in zip(pair.completions, (True, False), strict=True)
-        )
+        examples = (_labelled(pair, place, desirable) for pair in self for place, desirable in enumerate((True, False)))
         return PreferenceData("unpaired", examples, summary=self.summary)
 
     def _as_demonstrations(self) -> PreferenceData:
@@ -302,7 +305,7 @@ class PreferenceData:
             raise DataError(
                 "This loss imitates desirable completions, but every completion of the data is labelled undesirable."
             )
-        examples = (Example(e.prompt, e.completions[:1], True, e.source, e.meta) for e in wanted)
+        examples = (_labelled(e, 0, True) for e in wanted)
         unwanted = len(self) - len(wanted)
         note = f"{unwanted} undesirable completions are not imitated" if unwanted else ""
         return PreferenceData("unpaired", examples, summary=self._noted(note))
@@ -357,29 +360,20 @@ class _Examples(Sequence[Example]):
         return self._data[index + len(self) if index < 0 else index]
 
 
+def _labelled(example: Example, place: int, desirable: bool) -> Example:
+    """Return one completion of an example with a label."""
+    own = slice(place, place + 1)
+    return replace(example, completions=example.completions[own], label=desirable, scores=(), cut=example.cut[own])
+
+
 def _as_list(pair: Example, *, own: bool) -> Example:
     """Return a pair as a list, with its own scores (which may prefer the rejected one) or as ranks."""
     if not own:
         return replace(pair, scores=(1.0, 0.0))
     order = (0, 1) if pair.scores[0] >= pair.scores[1] else (1, 0)
     return replace(
-        pair, completions=tuple(pair.completions[i] for i in order), scores=tuple(pair.scores[i] for i in order)
+        pair,
+        completions=tuple(pair.completions[i] for i in order),
+        scores=tuple(pair.scores[i] for i in order),
+        cut=tuple(pair.cut[i] for i in order) if pair.cut else (),
     )
-
-
-def _check(form: Form, example: Example) -> None:
-    where = example.source or "an example"
-    found, scores = len(example.completions), example.scores
-    expected = {"paired": "2", "unpaired": "1"}.get(form)
-    if (found < 2) if expected is None else (str(found) != expected):
-        raise DataError(f"{where} has {found} completions; {form} data needs {expected or 'at least 2'} an example.")
-    if (form == "listwise" or scores) and (len(scores) != found or not (np.abs(scores) <= LARGEST_SCORE).all()):
-        raise DataError(
-            f"{where} has the scores {list(scores)}; each of its {found} completions needs a finite number."
-        )
-    if form == "listwise" and any(a < b for a, b in pairwise(scores)):
-        raise DataError(f"{where} has the scores {list(scores)}; put its completions in their order, the best first.")
-    if form == "unpaired" and example.label is None:
-        raise DataError(f"{where} has no label; unpaired data needs True (desirable) or False for every example.")
-    if not example.prompt or not all(example.completions):
-        raise DataError(f"{where} has an empty prompt or completion; each needs at least one token.")

@@ -62,6 +62,10 @@ def _rows(inspection: Inspection) -> Iterator[str]:
         yield f"{summary.boundary_fallbacks} rows where a token would have spanned prompt and completion"
     if summary.altered_prompts:
         yield f"{summary.altered_prompts} rows whose chat template writes an answered prompt otherwise"
+    if summary.cut_prompts:
+        yield f"{summary.cut_prompts} prompts are cut to their end"
+    if summary.cut_completions:
+        yield f"{summary.cut_completions} completions are cut and have no end-of-turn"
     yield from summary.notes
 
 

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data import statistics
+from prefopt.data.columns import Example
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import Example, PreferenceData
+from prefopt.data.dataset import PreferenceData
+from prefopt.data.fit import TooLongError
 from prefopt.data.load import load_into, measure, parse_options
 from prefopt.data.loading import Loading
 from prefopt.data.read import RawRow
@@ -22,7 +24,6 @@ from prefopt.data.sources import Source
 from prefopt.data.statistics import Overlap, Statistics
 from prefopt.data.summary import DataSummary
 from prefopt.data.survey import Survey, texts_of
-from prefopt.data.tokenize import TooLongError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +82,7 @@ def inspect_source(
     Raises:
         DataError: nothing can be read or recognised, or no row can be used.
     """
-    tolerant = parse_options({**options, "max_rejected": 1.0})
+    tolerant = parse_options({**options, "max_rejected": 1.0, "cache": False})
     again: Any = source if isinstance(source, str | Path) else list(source)  # it is read twice
     books = _Books()
     data = None if tokenizer is None else load_into(books, again, tokenizer, tolerant)

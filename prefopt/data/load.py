@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from prefopt.data import cache
+from prefopt.data.arrow import write_columns
+from prefopt.data.columns import ColumnWriter, Example, Form
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import Example, Form, PreferenceData
+from prefopt.data.dataset import PreferenceData
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
 from prefopt.data.loading import Loading
-from prefopt.data.rejected import RejectedRows
+from prefopt.data.packed import unpack
+from prefopt.data.rejected import FILE_NAME, RejectedRows
 from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
-from prefopt.data.sources import Source
+from prefopt.data.sources import Identity, Source
 from prefopt.data.summary import DataSummary, Lengths
 from prefopt.data.tokenize import Encoded, Encoder
 from prefopt.errors import DataError, nearest
@@ -53,24 +56,115 @@ def load_into(
     rejected: RejectedRows, source: Source, tokenizer: PreTrainedTokenizerBase, options: DataOptions
 ) -> PreferenceData:
     """Load as `load_preferences` does, with the books of rejected rows kept by the caller."""
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, truncation=options.truncation, thinking=options.thinking)
+    loading = Loading(source, options, rejected)
+    sources = loading.identities() if options.cache and tokenizer.is_fast else None
+    if sources is None or sum(identity.size for _, identity in sources) < cache.SMALL:
+        with rejected:
+            return _read(loading, encoder)
+    key = cache.entry_key([(name, identity.content) for name, identity in sources], tokenizer, options)
+    entry = cache.Entry(cache.default_folder(), key)
     with rejected:
-        loading = Loading(source, options, rejected)
-        examples = _examples(loading, encoder)
-        first = list(islice(examples, 1))  # the form is known once a row is read
-        form = loading.form()
-        data = PreferenceData(form, chain(first, examples))
+        return _restore(loading, entry) or _read_and_keep(loading, encoder, entry, dict(sources))
+
+
+def _read(loading: Loading, encoder: Encoder) -> PreferenceData:
+    writer = ColumnWriter()
+    read_into(writer, loading, encoder)
     loading.check_rejected()
-    data.summary = replace(
-        measure(form, data.prompt_lengths, data.completion_lengths, scored=int(data.scored.sum())),
+    data = PreferenceData.of_columns(loading.form(), writer.columns())
+    data.summary = summarise(data, loading)
+    return data
+
+
+def _restore(loading: Loading, entry: cache.Entry) -> PreferenceData | None:
+    """Return what an earlier load has kept, with everything that it reported."""
+    found = entry.read()
+    if found is None:
+        return None
+    columns, record = found
+    loading.restore(record["loading"])
+    loading.rejected.restore(record["reasons"], record["first"], record["left_out"], entry.rejected)
+    loading.check_rejected()
+    data = PreferenceData.of_columns(record["form"], columns, summary=DataSummary.from_dict(record["summary"]))
+    data.__dict__["fingerprint"] = record["fingerprint"]
+    return data
+
+
+def _read_and_keep(
+    loading: Loading, encoder: Encoder, entry: cache.Entry, sources: Mapping[str, Identity]
+) -> PreferenceData:
+    with entry.filling() as draft:
+        if draft is None:
+            return _read(loading, encoder)
+        loading.rejected.start_copy(draft / FILE_NAME)
+        writer = ColumnWriter(draft)
+        try:
+            read_into(writer, loading, encoder)
+            loading.rejected.stop_copy()
+            loading.check_rejected()
+            columns = write_columns(writer, draft)
+        finally:
+            writer.close()
+        data = PreferenceData.of_columns(loading.form(), columns)
+        data.summary = summarise(data, loading)
+        if dict(loading.identities() or ()) != sources:
+            return data  # a source was written to while it was read
+        record = {
+            "form": data.form,
+            "fingerprint": data.fingerprint,
+            "summary": data.summary.to_dict(),
+            "reasons": dict(loading.rejected.reasons),
+            "first": loading.rejected.first,
+            "left_out": dict(loading.rejected.left_out),
+            "loading": loading.state(),
+        }
+        entry.keep(draft, record)
+        return data
+
+
+def read_into(writer: ColumnWriter, loading: Loading, encoder: Encoder) -> None:
+    """Tokenize all rows; those that can't be used go to the rejected ones."""
+    for batch in loading.batches():
+        encoded = encoder.encode([row for _, _, row in batch], max_length=loading.options.max_length)
+        for (raw, format_, row), ids in zip(batch, encoded, strict=True):
+            try:
+                if isinstance(ids, RowError):
+                    raise ids
+                _check_tokens(ids, row, format_)
+            except RowError as error:
+                loading.reject(raw, error)
+                continue
+            loading.use(raw)
+            loading.fallbacks += ids.fallback
+            loading.altered += ids.altered
+            writer.add(
+                ids.prompt,
+                ids.completions,
+                label=row.label,
+                scores=row.scores,
+                source=raw.where,
+                meta=scalars(raw.row or {}, format_),
+                prompt_cut=ids.prompt_cut,
+                cut=ids.cut,
+            )
+
+
+def summarise(data: PreferenceData, loading: Loading) -> DataSummary:
+    """Count and measure what was loaded."""
+    cut = np.flatnonzero(data.columns.cut)
+    prompts = int(np.isin(cut, data.first_sequences).sum())
+    return replace(
+        measure(data.form, data.prompt_lengths, data.completion_lengths, scored=int(data.scored.sum())),
         **loading.counts(),
         boundary_fallbacks=loading.fallbacks,
         altered_prompts=loading.altered,
-        distinct_prompts=int(np.unique(data.prompt_ids).size),
+        cut_prompts=prompts,
+        cut_completions=len(cut) - prompts,
+        distinct_prompts=int(data.prompt_ids.max(initial=-1)) + 1,
         duplicates=_duplicates(data),
         desirable=_desirable(data),
     )
-    return data
 
 
 def tokenize_rows(
@@ -132,24 +226,6 @@ def parse_options(options: Mapping[str, Any]) -> DataOptions:
         raise DataError(f"The data option {where} = {first['input']!r} is wrong: {first['msg']}.") from error
 
 
-def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
-    for batch in loading.batches():
-        read = [row for _, _, row in batch]
-        encoded = encoder.encode(read, max_length=loading.options.max_length)
-        for (raw, format_, row), ids in zip(batch, encoded, strict=True):
-            try:
-                if isinstance(ids, RowError):
-                    raise ids
-                _check_tokens(ids, row, format_)
-            except RowError as error:
-                loading.reject(raw, error)
-            else:
-                loading.use(raw)
-                loading.fallbacks += ids.fallback
-                loading.altered += ids.altered
-                yield _example(ids, row, raw.where, scalars(raw.row or {}, format_))
-
-
 def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
     """Refuse what differed as text and is the same in tokens."""
     if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
@@ -159,7 +235,7 @@ def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> No
 
 
 def _example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
-    return Example(tuple(ids.prompt), tuple(map(tuple, ids.completions)), row.label, source, meta, row.scores)
+    return Example(unpack(ids.prompt), tuple(map(unpack, ids.completions)), row.label, source, meta, row.scores)
 
 
 def measure(

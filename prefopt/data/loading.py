@@ -8,17 +8,17 @@ from dataclasses import replace
 from itertools import chain, groupby, islice
 from typing import Any
 
+from prefopt.data.columns import Form
 from prefopt.data.config import DataOptions
-from prefopt.data.dataset import Form
+from prefopt.data.fit import TooLongError
 from prefopt.data.formats import SAMPLE, Format, FormName, recognise
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.row_error import LeftOut, RowError
 from prefopt.data.rows import Dialogue, Document, join, normalise_joined, rewritten
 from prefopt.data.rules import Rules
-from prefopt.data.sources import NamedRows, Source, open_sources
+from prefopt.data.sources import Identity, NamedRows, Source, open_sources
 from prefopt.data.summary import Recognised
-from prefopt.data.tokenize import TooLongError
 from prefopt.errors import DataError
 
 BATCH = 1024
@@ -54,6 +54,20 @@ class Loading:
         for named in self._sources:
             with closing(named.read(None)) as rows:
                 yield from self._of_source(named.name, rows)
+
+    def identities(self) -> list[tuple[str, Identity]] | None:
+        """Return the name of each source and what tells its content from any other; None if that is unknown of one."""
+        found = [(named.name, named.identify()) for named in self._sources if named.identify is not None]
+        return found if len(found) == len(self._sources) else None
+
+    def state(self) -> dict[str, Any]:
+        """Return what `check_rejected` goes by; JSON-able."""
+        return {"read": self.read, "used": self.used, "needed": max(self._needed, default=0)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier load came to."""
+        self.read, self.used = state["read"], state["used"]
+        self._needed = [state["needed"]] if state["needed"] else []
 
     def batches(self) -> Iterator[list[UsableRow]]:
         rows = self.rows()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,7 @@ class RejectedRows:
         self.first: dict[str, str] = {}
         """Reason -> where it was met first, and its detail."""
         self._file: IO[str] | None = None
+        self._copy: IO[str] | None = None
 
     def __enter__(self) -> RejectedRows:
         if self.path is not None:
@@ -43,6 +46,27 @@ class RejectedRows:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+        self.stop_copy()
+
+    def start_copy(self, path: Path) -> None:
+        """Write the rows to a second file as well."""
+        self._copy = path.open("w", encoding="utf-8")
+
+    def stop_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+    def restore(
+        self, reasons: Mapping[str, int], first: Mapping[str, str], left_out: Mapping[str, int], rows: Path
+    ) -> None:
+        """Take over what an earlier load has rejected: counts, first places, and the file that it wrote."""
+        self.reasons.update(reasons)
+        self.left_out.update(left_out)
+        self.first.update(first)
+        if self._file is not None:
+            with rows.open(encoding="utf-8") as lines:
+                shutil.copyfileobj(lines, self._file)
 
     def add(self, raw: RawRow, error: RowError) -> None:
         """Write down a row and those that are joined with it."""
@@ -57,13 +81,15 @@ class RejectedRows:
         else:
             self.reasons[error.reason] += 1
             self.first.setdefault(error.reason, f"{raw.where}: {error}")
-        if self._file is not None:
+        files = [file for file in (self._file, self._copy) if file is not None]
+        if files:
             record["row"] = raw.text if raw.row is None else dict(raw.row)
             try:
                 line = json.dumps(record, default=str, skipkeys=True)
             except RecursionError:
                 line = json.dumps({**record, "row": "nested too deeply to be written"})
-            self._file.write(line + "\n")
+            for file in files:
+                file.write(line + "\n")
 
     @property
     def total(self) -> int:

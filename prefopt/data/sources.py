@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,11 +29,24 @@ SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` o
 
 
 @dataclass(frozen=True)
+class Identity:
+    """What tells a source's content from any other."""
+
+    content: str
+    size: int
+    """In bytes."""
+    state: tuple[int, ...] = ()
+    """Changes when the source is written to: so that a change while it is read is seen."""
+
+
+@dataclass(frozen=True)
 class NamedRows:
     """One source: its name, and what reads its rows, from the start or from a place behind one of them."""
 
     name: str
     read: Callable[[Place | None], Generator[RawRow, None, None]]
+    identify: Callable[[], Identity] | None = None
+    """What tells the content from any other; None for rows in memory."""
 
 
 def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
@@ -56,7 +70,7 @@ def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
         return _url(name)
     path = Path(name).expanduser()
     if path.is_file():
-        return [NamedRows(str(path), partial(read_file, path))]
+        return [_file(path)]
     if path.is_dir():
         return [_saved(path, options)]
     text = str(name)
@@ -66,7 +80,20 @@ def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
         raise DataError(f"The file {path} is missing{_nearest_file(path) or '.'}")
     if not HUB_NAME.fullmatch(text):
         raise DataError(f"'{text}' is neither a file nor the name of a Hugging Face dataset.")
-    return [NamedRows(text, partial(_hub, text, options))]
+    return [NamedRows(text, partial(_hub, text, options), partial(_hub_identity, text, options))]
+
+
+def _file(path: Path) -> NamedRows:
+    return NamedRows(str(path), partial(read_file, path), partial(_file_identity, path))
+
+
+def _file_identity(path: Path) -> Identity:
+    try:
+        with path.open("rb") as file:
+            digest, status = hashlib.file_digest(file, "sha256").hexdigest(), path.stat()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    return Identity(digest, status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino))
 
 
 def is_url(name: str) -> bool:
@@ -133,7 +160,7 @@ def _glob(pattern: Path) -> list[NamedRows]:
     found = sorted(str(path) for path in anchor.glob(str(pattern.relative_to(anchor))) if path.is_file())
     if not found:
         raise DataError(f"No file matches '{pattern}'.")
-    return [NamedRows(path, partial(read_file, Path(path))) for path in found]
+    return [_file(Path(path)) for path in found]
 
 
 def _looks_like_a_file(text: str) -> bool:
@@ -157,15 +184,23 @@ def _nearest_file(path: Path) -> str:
 
 def _hub(name: str, options: DataOptions, start: Place | None) -> Generator[RawRow, None, None]:
     """Rows of a dataset on the Hugging Face Hub, or in its local cache."""
+    yield from read_dataset(_hub_dataset(name, options), name, start)
+
+
+def _hub_identity(name: str, options: DataOptions) -> Identity:
+    found = _hub_dataset(name, options)
+    return Identity(str(found._fingerprint), int(found.data.nbytes))
+
+
+def _hub_dataset(name: str, options: DataOptions) -> Any:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        found = datasets.load_dataset(name, options.config, split=options.split, revision=options.revision)
+        return datasets.load_dataset(name, options.config, split=options.split, revision=options.revision)
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         sentence = " ".join(str(error).split())
         raise DataError(
             f"The dataset '{name}' (config {options.config or 'default'}, split {options.split}) is no file here and "
             f"could not be loaded from the Hugging Face Hub: {sentence[:300]}"
         ) from error
-    yield from read_dataset(found, name, start)

@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.dataset import Example, Form, PreferenceData
+from prefopt.data.columns import Example, Form
+from prefopt.data.dataset import PreferenceData
 from prefopt.errors import DataError
 from prefopt.records import Group
 

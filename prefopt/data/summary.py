@@ -64,6 +64,10 @@ class DataSummary:
     """Rows in which a token spanned prompt and completion, so that the completion was cut at the character."""
     altered_prompts: int = 0
     """Rows whose chat template writes an answered prompt otherwise than an open one."""
+    cut_prompts: int = 0
+    """Prompts whose start was cut off to fit."""
+    cut_completions: int = 0
+    """Completions whose end was cut off to fit, so that they have no end-of-turn."""
     notes: tuple[str, ...] = ()
     """What else is worth a sentence."""
 
@@ -78,3 +82,16 @@ class DataSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy, `rows_rejected` and `rows_left_out` included."""
         return {**asdict(self), "rows_rejected": self.rows_rejected, "rows_left_out": self.rows_left_out}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> DataSummary:
+        """Return the summary that `to_dict` wrote, from JSON too."""
+        own = {name: value for name, value in found.items() if name not in ("rows_rejected", "rows_left_out")}
+        return cls(
+            **{
+                **own,
+                "recognised": tuple(Recognised(**own) for own in found["recognised"]),
+                "lengths": {name: Lengths(**own) for name, own in found["lengths"].items()},
+                "notes": tuple(found["notes"]),
+            }
+        )

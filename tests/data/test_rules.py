@@ -29,9 +29,9 @@ TIED = [pair("a", "b", "c", 2, 1), pair("d", "e", "f", 3, 3.0), pair("g", "h", "
 
 
 def test_pairs_with_equal_scores_are_left_out_kept_or_lists_as_the_recipe_says():
-    dropped = load(TIED)
+    dropped = load(TIED, ties="drop")
     assert (lines(dropped), dropped.summary.left_out, dropped.summary.ties) == ([1, 3], {"tie": 1}, 1)
-    kept = load(TIED, ties="keep")
+    kept = load(TIED)
     assert (lines(kept), kept.summary.left_out, kept.summary.ties) == ([1, 2, 3], {}, 1)
     lists = load(TIED, ties="as_lists")
     assert (lists.form, [example.scores for example in lists]) == ("listwise", [(2, 1), (3, 3), (4, 0)])
@@ -133,12 +133,12 @@ def test_rules_that_leave_nothing_say_so():
     with pytest.raises(
         DataError, match=r"None of 2 rows is used: all are left out by the rules .*: tie \(2\)\. Change"
     ):
-        load([pair("a", "b", "c", 1, 1)] * 2)
+        load([pair("a", "b", "c", 1, 1)] * 2, ties="drop")
 
 
 def test_inspection_says_what_the_rules_leave_out():
     for tokenizer in (toys.chatml(None), None):
-        text = "\n".join(inspect_lines(inspect_source([*TIED, *TIED[:1]], tokenizer, duplicates="drop")))
+        text = "\n".join(inspect_lines(inspect_source([*TIED, *TIED[:1]], tokenizer, duplicates="drop", ties="drop")))
         for part in ("1 rows left out by a rule: tie", "1 rows left out by a rule: duplicate", "1 ties"):
             assert part in text
 

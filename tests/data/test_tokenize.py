@@ -6,6 +6,7 @@ import pytest
 
 from prefopt.data import load_preferences, tokenize_rows
 from prefopt.data.chat import ChatTemplate
+from prefopt.data.packed import unpack
 from prefopt.data.rows import Dialogue, Document, RowError
 from prefopt.data.tokenize import Encoder
 from prefopt.errors import DataError
@@ -118,8 +119,9 @@ def test_any_cut_of_a_text_decodes_to_the_text(make):
             assert encoded.reason == "empty completion" or not row.completions[0].strip()
             continue
         fallbacks += encoded.fallback
-        assert encoded.prompt[-3:] == tokenizer(row.prompt)["input_ids"][-3:]
-        decoded = tokenizer.decode(encoded.prompt + encoded.completions[0], skip_special_tokens=False)
+        prompt, completion = list(unpack(encoded.prompt)), list(unpack(encoded.completions[0]))
+        assert prompt[-3:] == tokenizer(row.prompt)["input_ids"][-3:]
+        decoded = tokenizer.decode(prompt + completion, skip_special_tokens=False)
         assert (
             decoded.replace(" ", "")
             == (tokenizer.bos_token or "").replace(" ", "") + text.replace(" ", "") + tokenizer.eos_token
