@@ -42,18 +42,47 @@ class DataOptions(Section):
     )
 
 
+class WeightedSource(Section):
+    """A source of a mixture."""
+
+    source: str = Field(description="File, glob or Hugging Face dataset name.")
+    weight: float = Field(gt=0, allow_inf_nan=False, description="Its share of what is learned from, beside others.")
+
+
 class DataConfig(DataOptions):
     """Where the preferences are and how they are read."""
 
-    train: str | tuple[str, ...] = Field(description="File, glob, Hugging Face dataset name, or a list of them.")
+    train: str | tuple[str, ...] | tuple[WeightedSource, ...] = Field(
+        description="File, glob, Hugging Face dataset name, or a list of them, each with a weight or none."
+    )
     eval: str | tuple[str, ...] | None = Field(default=None, description="The same for held-out preferences.")
     eval_split: str | None = Field(
         default=None, description="Split of a Hugging Face dataset named by eval; else `split`."
     )
 
+    streaming: bool = Field(default=False, description="Read the training data as they are needed, window by window.")
+    window: int = Field(default=8192, ge=1, description="Examples of a stream that are held and shuffled together.")
+    group_prompts: bool = Field(
+        default=True, description="Let examples that share a prompt stand in one step, where its tokens count once."
+    )
+    workers: int = Field(default=0, ge=0, description="Processes that prepare training data ahead of the steps.")
+
+    @property
+    def train_names(self) -> str | tuple[str, ...]:
+        """What `train` names, without weights."""
+        if isinstance(self.train, str):
+            return self.train
+        return tuple(one.source if isinstance(one, WeightedSource) else one for one in self.train)
+
+    @property
+    def train_weights(self) -> tuple[WeightedSource, ...]:
+        """The weighted sources of `train`; none where it gives no weights."""
+        sources = () if isinstance(self.train, str) else self.train
+        return tuple(one for one in sources if isinstance(one, WeightedSource))
+
     def options(self, part: Literal["train", "eval"] = "train") -> dict[str, Any]:
         """Return the keyword options of `load_preferences` for the train or the eval source."""
-        options = self.model_dump(exclude={"train", "eval", "eval_split"})
+        options = {name: value for name, value in self.model_dump().items() if name in DataOptions.model_fields}
         if part == "eval" and self.eval_split is not None:
             options["split"] = self.eval_split
         return options

@@ -114,7 +114,7 @@ def tokenize_rows(
     for index, encoded in enumerate(encoder.encode(read, max_length=max_length)):
         if isinstance(encoded, RowError):
             raise DataError(f"Row {index} can't be scored: {encoded}.")
-        examples.append(_example(encoded, read[index], f"rows:{index + 1}", {}))
+        examples.append(make_example(encoded, read[index], f"rows:{index + 1}", {}))
     return examples
 
 
@@ -245,17 +245,17 @@ def _examples(loading: Loading, encoder: Encoder) -> Iterator[Example]:
             try:
                 if isinstance(ids, RowError):
                     raise ids
-                _check_tokens(ids, row, format_)
+                check_tokens(ids, row, format_)
             except RowError as error:
                 loading.reject(raw, error)
             else:
                 loading.used += 1
                 loading.fallbacks += ids.fallback
                 loading.altered += ids.altered
-                yield _example(ids, row, raw.where, scalars(raw.row or {}, format_))
+                yield make_example(ids, row, raw.where, scalars(raw.row or {}, format_))
 
 
-def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
+def check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
     """Refuse what differed as text and is the same in tokens."""
     if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
         raise RowError("chosen = rejected", "token by token")
@@ -263,7 +263,8 @@ def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> No
         check_list(ids.completions, row.scores)
 
 
-def _example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
+def make_example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
+    """Return a tokenized row as an example."""
     return Example(tuple(ids.prompt), tuple(map(tuple, ids.completions)), row.label, source, meta, row.scores)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import assemble, build_packs, plan_packs
-from prefopt.data.pack import only
+from prefopt.data.layout import only
 from prefopt.errors import DataError
 from prefopt.records import Group
 
