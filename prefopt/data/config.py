@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prefopt.config import Section
 
@@ -66,6 +67,29 @@ class DataConfig(DataOptions):
         default=True, description="Let examples that share a prompt stand in one step, where its tokens count once."
     )
     workers: int = Field(default=0, ge=0, description="Processes that prepare training data ahead of the steps.")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _check_train(cls, value: Any) -> Any:
+        """Say what is wrong with a mixture in one sentence, before it is taken for a list of names."""
+        items = value if isinstance(value, list | tuple) else []
+        mixed = [isinstance(item, Mapping | WeightedSource) for item in items]
+        if any(mixed) and not all(mixed):
+            raise ValueError(
+                "data.train gives some sources a weight and others none; write a weight for each or for none"
+            )
+        for item in items:
+            if isinstance(item, Mapping):
+                if set(item) != set(WeightedSource.model_fields):
+                    raise ValueError(
+                        f"data.train holds {dict(item)}; a source of a mixture is {{source: NAME, weight: NUMBER}}"
+                    )
+                weight = item["weight"]
+                if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                    raise ValueError(
+                        f"data.train gives {item['source']} the weight {weight!r}; it must be a number above 0"
+                    )
+        return value
 
     @property
     def train_names(self) -> str | tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`python -m tests.data.killed KIND WORKERS STEPS OUT [POINT N]`: a loader that goes on where OUT ends, and may be killed.
+"""`python -m tests.data.killed KIND WORKERS STEPS OUT [POINT N]`: a loader that goes on where OUT ends.
 
 Every step appends a line to OUT, its hash and the loader's state. At the N-th time that the process reaches POINT it
 kills itself; nothing of it runs after that.

@@ -43,7 +43,7 @@ def test_a_killed_loader_goes_on_to_the_token(tmp_path: Path, kind: str, workers
     print(f"kill seed {seed}")
     draw = random.Random(seed)
     out = tmp_path / "killed.jsonl"
-    assert start(kind, workers, out, point, str(draw.randint(2, 3) if workers else draw.randint(200, 500))) != 0
+    assert start(kind, workers, out, point, str(draw.randint(2, 3) if workers else draw.randint(60, 240))) != 0
     start(kind, workers, out)
     assert lines_of(out) == whole(kind, tmp_path)
 
@@ -79,20 +79,16 @@ def test_every_rank_goes_on_to_the_token(tmp_path: Path, kind: str) -> None:
 @pytest.mark.soak
 def test_streaming_two_gigabytes_grows_memory_by_less_than_300_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
-    words = " ".join(f"word{i}" for i in range(200))
+    notes = "x" * 2900  # a column that nothing uses, so that most of the time is not the tokenizer's
     with path.open("w") as file:
         for number in range(700_000):
-            row = {
-                "prompt": f"{number}: {words}",
-                "chosen": f" yes {number} {words[:700]}",
-                "rejected": f" no {words[:700]}",
-            }
+            row = {"prompt": f"{number}?", "chosen": f" yes {number}", "rejected": f" no {number}", "notes": notes}
             file.write(json.dumps(row) + "\n")
     size = path.stat().st_size
     assert size > 2e9
     code = (
-        "import sys, resource; from prefopt.data import *; from tests.toys import byte_tokenizer\n"
-        f"stream = PreferenceStream({str(path)!r}, byte_tokenizer(), max_length=8192, window=2048)\n"
+        "import resource; from prefopt.data import *; from tests.toys import byte_tokenizer\n"
+        f"stream = PreferenceStream({str(path)!r}, byte_tokenizer())\n"
         "loader = StreamLoader(stream, Packing(8192, True), examples_per_step=64, seed=0)\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6\n"
         "steps, base, top = iter(loader), rss(), 0\n"

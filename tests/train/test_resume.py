@@ -38,13 +38,9 @@ train:
 LENGTH = {  # past an epoch's end, and past several windows
     "dpo": "num_train_epochs: 2",
     "kto": "num_train_epochs: 1.2",  # labels are twice as many examples as pairs
-    "dpo of a stream": "max_steps: 14",
     "kto of a stream by workers": "max_steps: 14",
 }
-DATA = {
-    "dpo of a stream": ", streaming: true, window: 20",
-    "kto of a stream by workers": ", streaming: true, window: 20, workers: 2",
-}
+DATA = {"kto of a stream by workers": ", streaming: true, window: 20, workers: 2"}
 
 
 def recipe_for(folder: Path, model: Path, loss: str, run: str) -> Path:
