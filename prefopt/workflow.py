@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from prefopt import environment
-from prefopt.data import PreferenceData, load_preferences
+from prefopt.data import PreferenceData, PreferenceStream, Weighted, load_preferences, weighted
+from prefopt.data.load import parse_options
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.eval import PairEvaluation, evaluate_pairs, held_out_pairs
@@ -25,6 +26,7 @@ from prefopt.recipe import Recipe, dump_recipe, load_recipe
 from prefopt.sampling import generate
 from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.checkpoint import staged
+from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
 
 RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.json", "metrics.jsonl"
@@ -85,11 +87,16 @@ def train_run(
         eval_data=held_out,
         tokenizer=tokenizer,
         callbacks=[MetricsFile(run / METRICS), *progress, *callbacks],
+        group_prompts=recipe.data.group_prompts,
+        weights=() if isinstance(data, PreferenceStream) else _weights(recipe),
+        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers,
     )
     pairs = _pairs(held_out, say)
     measured = pairs or held_out
     say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")
-    _write(run / DATA, {"train": trainer.data.summary.to_dict(), "eval": measured and measured.summary.to_dict()})
+    epoch = _epoch(trainer, say)
+    summaries = {"eval": measured and measured.summary.to_dict()}
+    _write(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
 
@@ -102,6 +109,8 @@ def train_run(
     finally:
         for line in progress:
             line.close()
+    if isinstance(data, PreferenceStream):  # only now it is known what was read
+        _write(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
     save_result(model, tokenizer, run)
     say("measuring after training")
     after = _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / AFTER)
@@ -140,9 +149,9 @@ def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ; where the run lies does not count."""
+    """Return the dotted keys whose values differ; where the run lies and who prepares its data does not count."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = sorted((before.keys() | after.keys()) - {"train.output_dir"})
+    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers"})
     return [key for key in keys if before.get(key) != after.get(key)]
 
 
@@ -154,9 +163,22 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _load_data(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, run: Path
-) -> tuple[PreferenceData, PreferenceData | None]:
+) -> tuple[PreferenceData | PreferenceStream, PreferenceData | None]:
     options = recipe.data
-    data = load_preferences(options.train, tokenizer, rejected_to=run / REJECTED, **options.options("train"))
+    data: PreferenceData | PreferenceStream
+    if options.streaming:
+        data = PreferenceStream(
+            options.train_names,
+            tokenizer,
+            weights=_weights(recipe),
+            window=options.window,
+            workers=options.workers,
+            rejected_to=run / REJECTED,
+            **options.options("train"),
+        )
+    else:
+        _weights(recipe)  # what is named twice is told before all of it is read
+        data = load_preferences(options.train_names, tokenizer, rejected_to=run / REJECTED, **options.options("train"))
     held_out = None
     if options.eval is not None:
         held_out = load_held_out(recipe, tokenizer, options.eval, rejected_to=run / f"eval_{REJECTED}")
@@ -174,9 +196,35 @@ def load_held_out(
     return load_preferences(source, tokenizer, rejected_to=rejected_to, **recipe.data.options("eval"))
 
 
-def _counted(data: PreferenceData) -> str:
+def _weights(recipe: Recipe) -> tuple[Weighted, ...]:
+    return weighted(recipe.data.train_weights, parse_options(recipe.data.options("train")))
+
+
+def _counted(data: PreferenceData | PreferenceStream) -> str:
     """Say how many examples there are and which were left out."""
+    if isinstance(data, PreferenceStream):
+        return "; ".join(data.summary.notes)
     return f"{len(data)} examples" + "".join(f" ({note})" for note in data.summary.notes)
+
+
+def _epoch(trainer: PreferenceTrainer, say: Callable[[str], None]) -> dict[str, Any]:
+    """Say what an epoch is made of, and return it for the summary: each weighted source's share, and what is saved."""
+    if not isinstance(trainer.feed, Feed):
+        return {}
+    plan = trainer.feed.plan
+    made: dict[str, Any] = {}
+    if plan.shares:
+        made["shares"] = [asdict(share) for share in plan.shares]
+        parts = ", ".join(
+            f"{share.drawn:,} of {', '.join(share.names)} (each {share.drawn / share.examples:.3g} times)"
+            for share in plan.shares
+        )
+        say(f"mixture: {plan.examples_per_epoch:,} examples an epoch: {parts}")
+    saving = plan.saving() if trainer.packed.admission.shared else None
+    if saving is not None:
+        made["tokens"] = asdict(saving)
+        say(f"steps: {saving}")
+    return made
 
 
 def _pairs(held_out: PreferenceData | None, say: Callable[[str], None]) -> PreferenceData | None:

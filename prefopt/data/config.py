@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prefopt.config import Section
 
@@ -98,18 +99,70 @@ class DataOptions(Section):
     )
 
 
+class WeightedSource(Section):
+    """A source of a mixture."""
+
+    source: str = Field(description="File, glob or Hugging Face dataset name.")
+    weight: float = Field(gt=0, allow_inf_nan=False, description="Its share of what is learned from, beside others.")
+
+
 class DataConfig(DataOptions):
     """Where the preferences are and how they are read."""
 
-    train: str | tuple[str, ...] = Field(description="File, glob, Hugging Face dataset name, or a list of them.")
+    train: str | tuple[str, ...] | tuple[WeightedSource, ...] = Field(
+        description="File, glob, Hugging Face dataset name, or a list of them, each with a weight or none."
+    )
     eval: str | tuple[str, ...] | None = Field(default=None, description="The same for held-out preferences.")
     eval_split: str | None = Field(
         default=None, description="Split of a Hugging Face dataset named by eval; else `split`."
     )
 
+    streaming: bool = Field(default=False, description="Read the training data as they are needed, window by window.")
+    window: int = Field(default=8192, ge=1, description="Examples of a stream that are held and shuffled together.")
+    group_prompts: bool = Field(
+        default=True, description="Let examples that share a prompt stand in one step, where its tokens count once."
+    )
+    workers: int = Field(default=0, ge=0, description="Processes that prepare training data ahead of the steps.")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _check_train(cls, value: Any) -> Any:
+        """Say what is wrong with a mixture in one sentence, before it is taken for a list of names."""
+        items = value if isinstance(value, list | tuple) else []
+        mixed = [isinstance(item, Mapping | WeightedSource) for item in items]
+        if any(mixed) and not all(mixed):
+            raise ValueError(
+                "data.train gives some sources a weight and others none; write a weight for each or for none"
+            )
+        for item in items:
+            if isinstance(item, Mapping):
+                if set(item) != set(WeightedSource.model_fields):
+                    raise ValueError(
+                        f"data.train holds {dict(item)}; a source of a mixture is {{source: NAME, weight: NUMBER}}"
+                    )
+                weight = item["weight"]
+                if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                    raise ValueError(
+                        f"data.train gives {item['source']} the weight {weight!r}; it must be a number above 0"
+                    )
+        return value
+
+    @property
+    def train_names(self) -> str | tuple[str, ...]:
+        """What `train` names, without weights."""
+        if isinstance(self.train, str):
+            return self.train
+        return tuple(one.source if isinstance(one, WeightedSource) else one for one in self.train)
+
+    @property
+    def train_weights(self) -> tuple[WeightedSource, ...]:
+        """The weighted sources of `train`; none where it gives no weights."""
+        sources = () if isinstance(self.train, str) else self.train
+        return tuple(one for one in sources if isinstance(one, WeightedSource))
+
     def options(self, part: Literal["train", "eval"] = "train") -> dict[str, Any]:
         """Return the keyword options of `load_preferences` for the train or the eval source."""
-        options = self.model_dump(exclude={"train", "eval", "eval_split"})
+        options = {name: value for name, value in self.model_dump().items() if name in DataOptions.model_fields}
         if part == "eval" and self.eval_split is not None:
             options["split"] = self.eval_split
         return options

@@ -124,6 +124,11 @@ class PreferenceData:
         return np.where(self._places < 0, 0, self._lengths[self._places])
 
     @property
+    def sources(self) -> Sequence[str]:
+        """Where each example came from, as `file.jsonl:12`."""
+        return self._sources
+
+    @property
     def labels(self) -> NDArray[np.bool_]:
         """Desirable? (examples,) bool; all False for pairs and lists."""
         return self._labels

@@ -131,7 +131,7 @@ def read_into(writer: ColumnWriter, loading: Loading, encoder: Encoder) -> None:
             try:
                 if isinstance(ids, RowError):
                     raise ids
-                _check_tokens(ids, row, format_)
+                check_tokens(ids, row, format_)
             except RowError as error:
                 loading.reject(raw, error)
                 continue
@@ -202,7 +202,7 @@ def tokenize_rows(
     for index, encoded in enumerate(encoder.encode(read, max_length=max_length)):
         if isinstance(encoded, RowError):
             raise DataError(f"Row {index} can't be scored: {encoded}.")
-        examples.append(_example(encoded, read[index], f"rows:{index + 1}", {}))
+        examples.append(make_example(encoded, read[index], f"rows:{index + 1}", {}))
     return examples
 
 
@@ -226,7 +226,7 @@ def parse_options(options: Mapping[str, Any]) -> DataOptions:
         raise DataError(f"The data option {where} = {first['input']!r} is wrong: {first['msg']}.") from error
 
 
-def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
+def check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
     """Refuse what differed as text and is the same in tokens."""
     if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
         raise RowError("chosen = rejected", "token by token")
@@ -234,8 +234,18 @@ def _check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> No
         check_list(ids.completions, row.scores)
 
 
-def _example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
-    return Example(unpack(ids.prompt), tuple(map(unpack, ids.completions)), row.label, source, meta, row.scores)
+def make_example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
+    """Return a tokenized row as an example."""
+    return Example(
+        unpack(ids.prompt),
+        tuple(map(unpack, ids.completions)),
+        row.label,
+        source,
+        meta,
+        row.scores,
+        prompt_cut=ids.prompt_cut,
+        cut=ids.cut,
+    )
 
 
 def measure(

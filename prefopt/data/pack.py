@@ -8,21 +8,23 @@ row behind a copy of its prompt, right-padded, and the pack costs rows x longest
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from prefopt.data.dataset import PreferenceData
+from prefopt.data.layout import assemble
 from prefopt.errors import DataError
-from prefopt.records import Group, GroupLayout, Layout, Pack
+from prefopt.records import Group, Pack
 
-IntArray = NDArray[np.int64]
+OverBudget = Literal["own_pack", "refuse"]
+"""What becomes of an example that alone is longer than the budget."""
+
+SEARCHED = 256
+"""Parts up to which fuller packs are searched for: beyond, first-fit-decreasing is as good."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ class Part:
     """What the pack holds; its examples and `mismatched` index its own completions."""
 
 
-def build_packs(groups: Sequence[Group], *, token_budget: int, shared: bool, one_row: bool = False) -> list[Pack]:
+def build_packs(
+    groups: Sequence[Group],
+    *,
+    token_budget: int,
+    shared: bool,
+    one_row: bool = False,
+    over_budget: OverBudget = "own_pack",
+) -> list[Pack]:
     """Cut groups into packs of at most `token_budget` computed tokens; deterministic.
 
     Sequences of a pack stand in the order of its groups, and in a group in the order of its completions. A group
@@ -50,16 +59,22 @@ def build_packs(groups: Sequence[Group], *, token_budget: int, shared: bool, one
         shared: one row with shared prompts, or one padded row a completion.
         one_row: without shared prompts, one example a pack: a labelled completion is one row (R = 1), a pair its two
             rows and a list as many as it is long, for models whose numbers padding or neighbours would change.
+        over_budget: "refuse" makes an example alone that is longer than the budget an error.
 
     Raises:
-        DataError: a group without prompt or completion tokens, or a budget below 1.
+        DataError: a group without prompt or completion tokens, a budget below 1, or an example that is refused.
     """
-    plans = plan_packs(groups, token_budget=token_budget, shared=shared, one_row=one_row)
+    plans = plan_packs(groups, token_budget=token_budget, shared=shared, one_row=one_row, over_budget=over_budget)
     return [assemble([part.group for part in plan], shared=shared) for plan in plans]
 
 
 def plan_packs(
-    groups: Sequence[Group], *, token_budget: int, shared: bool, one_row: bool = False
+    groups: Sequence[Group],
+    *,
+    token_budget: int,
+    shared: bool,
+    one_row: bool = False,
+    over_budget: OverBudget = "own_pack",
 ) -> list[tuple[Part, ...]]:
     """Decide which groups go into which pack, as `build_packs` does; each inner tuple is one pack.
 
@@ -78,78 +93,36 @@ def plan_packs(
             parts.append(Part(index, tuple(range(len(group.completions))), group))
         else:
             parts.extend(_split(index, group, cost, limit))
+    if over_budget == "refuse" and (longest := max((cost(part.group) for part in parts), default=0)) > token_budget:
+        raise DataError(_too_long("An example", longest, token_budget))
     if one_row and not shared:
         return [(part,) for part in parts]
-    chosen = _first_fit([part.group.tokens for part in parts], token_budget) if shared else _by_length(parts, limit)
+    chosen = _few([part.group.tokens for part in parts], token_budget) if shared else _by_length(parts, limit)
     return [tuple(parts[i] for i in bin_) for bin_ in chosen]
 
 
-def assemble(groups: Sequence[Group], *, shared: bool) -> Pack:
-    """Lay groups out as one pack, in the given order, whatever its size."""
-    return _shared_pack(groups) if shared else _rows_pack(groups)
+def check_longest(data: PreferenceData, *, token_budget: int, shared: bool) -> None:
+    """Refuse data with an example that alone is longer than the budget: what "refuse" would find at its step.
 
-
-def only(pack: Pack, completions: Tensor) -> Pack:
-    """Return the pack with these completions alone, behind their prompts; without any there is nothing to compute.
-
-    Args:
-        pack: as `build_packs` makes it.
-        completions: (K,) int64, ascending, each once, K > 0. Completion i of the result is `completions[i]`.
-
-    Returns:
-        A pack of K completions that names no examples.
+    Raises:
+        DataError: names how many there are and the first of them.
     """
-    scored = torch.isin(pack.segment, completions)
-    number = torch.empty_like(pack.length)
-    number[completions] = torch.arange(completions.numel(), device=number.device)
-    nothing = completions[:0]
-    rest: dict[str, Any] = {
-        "target": pack.target[scored],
-        "segment": number[pack.segment[scored]],
-        "length": pack.length[completions],
-        "pair": nothing.reshape(0, 2),
-        "labelled": nothing,
-        "label": nothing.bool(),
-        "mismatched": nothing,
-        "pair_score": pack.pair_score[:0],
-        "listed": nothing,
-        "list_index": nothing,
-        "list_score": pack.list_score[:0],
-    }
-    score_at = pack.score_at[scored]
-    if pack.layout is None:
-        assert pack.mask is not None
-        old, width = pack.tokens.shape[1], int(pack.mask[completions].sum(1).max())
-        tokens, position, mask = (x[completions, :width] for x in (pack.tokens, pack.position, pack.mask))
-        score_at = number[score_at // old] * width + score_at % old
-        return Pack(tokens=tokens, position=position, mask=mask, score_at=score_at, **rest)
-    layout, kept = _layout_of(pack.layout, set(completions.tolist()))
-    at = torch.tensor(kept, device=pack.tokens.device)
-    place = torch.empty(pack.tokens.shape[1], dtype=torch.int64, device=at.device)
-    place[at] = torch.arange(at.numel(), device=at.device)
-    return Pack(
-        tokens=pack.tokens[:, at], position=pack.position[:, at], layout=layout, score_at=place[score_at], **rest
+    prompt, completions = data.prompt_lengths, data.completion_lengths
+    cost = prompt + completions.sum(axis=1)
+    if not shared:
+        cost = data.completion_counts * (prompt + completions.max(axis=1))
+    longer = np.flatnonzero(cost > token_budget)
+    if longer.size:
+        first = data[int(longer[0])].source or f"number {longer[0]}"
+        what = f"{longer.size} of {len(data)} examples (the first is {first}): the longest"
+        raise DataError(_too_long(what, int(cost.max()), token_budget))
+
+
+def _too_long(what: str, tokens: int, budget: int) -> str:
+    return (
+        f"{what} needs {tokens} tokens in one pack, more than train.token_budget = {budget}, and train.over_budget is "
+        f"refuse. Raise train.token_budget to {tokens}, lower data.max_length, or write train.over_budget: own_pack."
     )
-
-
-def _layout_of(layout: Layout, completions: set[int]) -> tuple[Layout, list[int]]:
-    """Return the layout with these completions alone, and which tokens of the row stay."""
-    groups: list[GroupLayout] = []
-    kept: list[int] = []
-    number = 0
-    for group in layout.groups:
-        stop = group.start + group.prompt
-        start, lengths, tokens = len(kept), [], list(range(group.start, stop))
-        for length in group.completions:
-            if number in completions:
-                lengths.append(length)
-                tokens += range(stop, stop + length)
-            stop += length
-            number += 1
-        if lengths:
-            groups.append(GroupLayout(start, group.prompt, tuple(lengths)))
-            kept += tokens
-    return Layout(tuple(groups)), kept
 
 
 def _check(index: int, group: Group) -> None:
@@ -248,6 +221,35 @@ def _without_repeats(parts: list[Part], group: Group) -> list[Part]:
     return kept
 
 
+def _few(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Choose bins by first-fit-decreasing, or by the fullest bin first where that takes fewer."""
+    found = _first_fit(sizes, budget)
+    whole = [size for size in sizes if size < budget]
+    if len(found) > len(sizes) - len(whole) + -(-sum(whole) // budget) and len(sizes) <= SEARCHED:
+        found = min(found, _fullest_first(sizes, budget), key=len)
+    return found
+
+
+def _fullest_first(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Fill each bin around the largest item left with whatever fills it best; in the order of `_first_fit`."""
+    left = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    bins: list[list[int]] = []
+    while left:
+        largest, *others = left
+        room = max(0, budget - sizes[largest])
+        sums = [1]  # bit t: some of the items so far have t tokens together
+        for item in others:
+            sums.append((sums[-1] | (sums[-1] << sizes[item])) & ((2 << room) - 1))
+        target, chosen = sums[-1].bit_length() - 1, {largest}
+        for number in range(len(others), 0, -1):
+            if not sums[number - 1] >> target & 1:
+                chosen.add(others[number - 1])
+                target -= sizes[others[number - 1]]
+        bins.append(sorted(chosen))
+        left = [item for item in left if item not in chosen]
+    return sorted(bins)
+
+
 def _first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """First-fit-decreasing; bins in the order of their first member, members in the given order."""
     bins: list[list[int]] = []
@@ -279,106 +281,3 @@ def _by_length(parts: Sequence[Part], budget: int) -> list[list[int]]:
             bins.append([item])
             rows, width = own, _longest_row(parts[item].group)
     return sorted(sorted(bin_) for bin_ in bins)
-
-
-def _flat(sequences: Iterable[Sequence[int]], count: int) -> IntArray:
-    return np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=count)
-
-
-def _within(lengths: IntArray) -> IntArray:
-    """0..l-1 for each length, end to end: (sum,) int64."""
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
-
-
-def _shared_pack(groups: Sequence[Group]) -> Pack:
-    """`prompt_1 c_11 c_12 prompt_2 c_21 ...` in one row; every completion restarts at its prompt's length."""
-    pieces = [piece for group in groups for piece in (group.prompt, *group.completions)]
-    length = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    start = np.cumsum(length) - length
-    total = int(length.sum())
-    k = np.array([len(group.completions) for group in groups], dtype=np.int64)
-    heads = np.cumsum(k + 1) - (k + 1)  # which piece is each group's prompt
-    is_completion = np.ones(len(pieces), dtype=bool)
-    is_completion[heads] = False
-
-    tokens = _flat(pieces, total)
-    first = np.zeros(len(pieces), dtype=np.int64)
-    first[is_completion] = np.repeat(length[heads], k)
-    position = np.arange(total, dtype=np.int64) - np.repeat(start - first, length)
-
-    lengths, starts = length[is_completion], start[is_completion]
-    inside = _within(lengths)
-    at = inside + np.repeat(starts, lengths)
-    last_of_prompt = np.repeat(np.repeat(start[heads] + length[heads] - 1, k), lengths)
-    score_at = np.where(inside == 0, last_of_prompt, at - 1)
-    layout = Layout(
-        tuple(
-            GroupLayout(int(start[head]), len(group.prompt), tuple(map(len, group.completions)))
-            for head, group in zip(heads, groups, strict=True)
-        )
-    )
-    return _pack(groups, tokens[None], position[None], score_at, tokens[at], lengths, layout=layout)
-
-
-def _rows_pack(groups: Sequence[Group]) -> Pack:
-    """One row a completion behind a copy of its prompt; padding is token 0 at mask 0, positions run on."""
-    prompts = np.array([len(g.prompt) for g in groups for _ in g.completions], dtype=np.int64)
-    lengths = np.array([len(c) for g in groups for c in g.completions], dtype=np.int64)
-    whole = prompts + lengths
-    rows, width = len(whole), int(whole.max())
-    mask = np.arange(width, dtype=np.int64)[None] < whole[:, None]
-    tokens = np.zeros((rows, width), dtype=np.int64)
-    tokens[mask] = _flat((p for g in groups for c in g.completions for p in (g.prompt, c)), int(whole.sum()))
-    position = np.broadcast_to(np.arange(width, dtype=np.int64), (rows, width)).copy()
-    score_at = _within(lengths) + np.repeat(np.arange(rows) * width + prompts - 1, lengths)
-    target = tokens.reshape(-1)[score_at + 1]
-    return _pack(groups, tokens, position, score_at, target, lengths, mask=mask.astype(np.int64))
-
-
-def _pack(
-    groups: Sequence[Group],
-    tokens: IntArray,
-    position: IntArray,
-    score_at: IntArray,
-    target: IntArray,
-    lengths: IntArray,
-    *,
-    layout: Layout | None = None,
-    mask: IntArray | None = None,
-) -> Pack:
-    pairs: list[tuple[int, int]] = []
-    pair_scores: list[tuple[float, float]] = []
-    labels: list[tuple[int, bool]] = []
-    mismatched: list[int] = []
-    lists: list[list[tuple[int, float]]] = []
-    first = 0
-    for group in groups:
-        pairs += [(first + a, first + b) for a, b in group.pairs]
-        pair_scores += group.pair_scores or [(math.nan, math.nan)] * len(group.pairs)
-        labels += [(first + c, desirable) for c, desirable in group.labels]
-        mismatched += [first + c for c in group.mismatched]
-        lists += [[(first + c, score) for c, score in entries] for entries in group.lists]
-        first += len(group.completions)
-    return Pack(
-        tokens=torch.from_numpy(tokens),
-        position=torch.from_numpy(position),
-        score_at=torch.from_numpy(score_at),
-        target=torch.from_numpy(target),
-        segment=torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)),
-        length=torch.from_numpy(lengths),
-        pair=_long(pairs).reshape(-1, 2),
-        labelled=_long([c for c, _ in labels]),
-        label=torch.tensor([desirable for _, desirable in labels], dtype=torch.bool),
-        mismatched=_long(mismatched),
-        pair_score=torch.tensor(pair_scores, dtype=torch.float32).reshape(-1, 2),
-        listed=_long([c for entries in lists for c, _ in entries]),
-        list_index=_long([number for number, entries in enumerate(lists) for _ in entries]),
-        list_score=torch.tensor([score for entries in lists for _, score in entries], dtype=torch.float32),
-        layout=layout,
-        mask=None if mask is None else torch.from_numpy(mask),
-    )
-
-
-def _long(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ class RejectedRows:
     A row that a rule leaves out has its `rule` too, the key of the recipe.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, keep: bool = False) -> None:
+        """`keep` leaves what the file holds already, for `load_state_dict` to decide."""
+        self._mode = "a" if keep else "w"
         self.path = path / FILE_NAME if path is not None and path.is_dir() else path
         self.reasons: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -36,7 +39,7 @@ class RejectedRows:
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w", encoding="utf-8")
+                self._file = self.path.open(self._mode, encoding="utf-8")
             except OSError as error:
                 raise DataError(
                     f"The rejected rows can't be written to {self.path}: {error.strerror or error}."
@@ -67,6 +70,23 @@ class RejectedRows:
         if self._file is not None:
             with rows.open(encoding="utf-8") as lines:
                 shutil.copyfileobj(lines, self._file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the books and how long the file is with them; JSON-able."""
+        if self._file is not None:
+            self._file.flush()
+        size = self._file.tell() if self._file is not None else 0
+        books = {"reasons": dict(self.reasons), "left_out": dict(self.left_out), "first": dict(self.first)}
+        return {**books, "bytes": size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to earlier books: what was written to the file since is cut off. The context must be entered."""
+        self.reasons, self.left_out = Counter(state["reasons"]), Counter(state["left_out"])
+        self.first = dict(state["first"])
+        if self._file is not None:
+            self._file.flush()
+            self._file.truncate(state["bytes"])
+            self._file.seek(0, os.SEEK_END)
 
     def add(self, raw: RawRow, error: RowError) -> None:
         """Write down a row and those that are joined with it."""

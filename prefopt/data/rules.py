@@ -40,10 +40,8 @@ class Rules:
         Raises:
             LeftOut: a rule leaves it out.
         """
-        if form == "paired" and row.scores and row.scores[0] == row.scores[1]:
-            self.ties += 1
-            if self._options.ties == "drop":
-                raise LeftOut("data.ties", "tie", f"both completions have the score {row.scores[0]:g}")
+        self.ties += is_tie(row, form)
+        check_tie(row, form, self._options)
         key, way = _comparison(row, form)
         met = self._seen.get(key, 0)
         self._seen[key] = met | way
@@ -64,6 +62,17 @@ class Rules:
     def drop_both(self, comparisons: frozenset[int]) -> None:
         """Leave out every row with one of these comparisons."""
         self._dropped = comparisons
+
+
+def is_tie(row: Document | Dialogue, form: FormName) -> bool:
+    """Whether a row is a pair whose completions have the same score."""
+    return form == "paired" and bool(row.scores) and row.scores[0] == row.scores[1]
+
+
+def check_tie(row: Document | Dialogue, form: FormName, options: DataOptions) -> None:
+    """Raise LeftOut for a tie that the options leave out."""
+    if options.ties == "drop" and is_tie(row, form):
+        raise LeftOut("data.ties", "tie", f"both completions have the score {row.scores[0]:g}")
 
 
 def _comparison(row: Document | Dialogue, form: FormName) -> tuple[int, int]:

@@ -110,6 +110,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "reference.kind is adapter_off, but model.lora is null: without an adapter there is none to switch off; "
             "write reference: auto, or reference: {model: NAME}."
         )
+    if recipe.data.streaming and int((recipe.train.model_extra or {}).get("max_steps", -1)) < 1:
+        yield (
+            "data.streaming is true, and nobody knows how long a stream is: write train.max_steps, the number of steps "
+            "to train, or data.streaming: false."
+        )
     if recipe.data.eval is None:
         if (strategy := str((recipe.train.model_extra or {}).get("eval_strategy", "no"))) not in (
             "no",

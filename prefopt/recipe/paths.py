@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefopt.data.sources import FILE_SUFFIXES, is_url
 from prefopt.recipe.source import Key, Source
@@ -38,8 +39,7 @@ def resolved(source: Source) -> Source:
         if isinstance(value, str):
             source = source.replaced(key, _data(value, source.base(key)))
         elif isinstance(value, list):
-            names = [_data(name, source.base(key)) if isinstance(name, str) else name for name in value]
-            source = source.replaced(key, names)
+            source = source.replaced(key, [_listed(name, source.base(key)) for name in value])
     for key in _MODELS:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
@@ -56,7 +56,8 @@ def missing(source: Source) -> list[str]:
     sentences: list[str] = []
     for key in (*_DATA, *_MODELS):
         value = source.get(key)
-        names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+        listed = [one.get("source") if isinstance(one, dict) else one for one in _as_list(value)]
+        names = [name for name in listed if isinstance(name, str)]
         sentences += [
             f"{source.where(key)}: {'.'.join(key)}: {_not_there(name, source.base(key))}"
             for name in names
@@ -71,6 +72,17 @@ def _losses(source: Source) -> list[Key]:
     inner = section.keys() - {"name"} if isinstance(section, Mapping) else ()
     wrapped = [("loss", key, "name") if isinstance(section[key], Mapping) else ("loss", key) for key in sorted(inner)]
     return [_LOSS, *wrapped]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _listed(value: Any, base: Path) -> Any:
+    """Return one of several data sources, a name or a name with its weight, as an absolute path."""
+    if isinstance(value, dict) and isinstance(name := value.get("source"), str):
+        return {**value, "source": _data(name, base)}
+    return _data(value, base) if isinstance(value, str) else value
 
 
 def _data(name: str, base: Path) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
+from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError
 
 # A field that prefopt decides itself, and what to write instead. Setting one would silently do nothing, or harm.
@@ -17,7 +18,7 @@ OWNED: dict[str, str] = {
     "auto_find_batch_size": "write train.token_budget: it changes memory, never the result",
     "train_sampling_strategy": "the order of steps is a function of the data, train.seed and the epoch",
     "dataloader_drop_last": "the last step of an epoch keeps its examples",
-    "dataloader_num_workers": "packs are made from tokenized rows in memory",
+    "dataloader_num_workers": "write data.workers",
     "remove_unused_columns": "write data.columns",
     "label_names": "preferences have no labels of that kind",
     "label_smoothing_factor": "write loss.label_smoothing",
@@ -39,7 +40,7 @@ OWNED: dict[str, str] = {
 
 @dataclass
 class PreferenceArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the two numbers that shape a step.
+    """`transformers.TrainingArguments` with what shapes a step and its packs.
 
     Raises `RecipeError` for a combination that can't be: fp16 without a GPU, a step without examples, more than one
     visible GPU in one process.
@@ -47,6 +48,10 @@ class PreferenceArguments(TrainingArguments):
 
     examples_per_step: int = field(default=32, metadata={"help": "Examples an optimizer step counts."})
     token_budget: int = field(default=4096, metadata={"help": "Tokens of a pack at most; memory, never the result."})
+
+    over_budget: OverBudget = field(
+        default="own_pack", metadata={"help": "What becomes of an example that is longer than token_budget."}
+    )
 
     # Where transformers' default would be wrong or noisy for this trainer.
     learning_rate: float = 5e-5
@@ -65,6 +70,9 @@ class PreferenceArguments(TrainingArguments):
             raise RecipeError(f"train.examples_per_step is {self.examples_per_step}; it must be 1 or more.")
         if self.token_budget < 1:
             raise RecipeError(f"train.token_budget is {self.token_budget}; it must be 1 or more.")
+        if self.over_budget not in get_args(OverBudget):
+            allowed = " or ".join(get_args(OverBudget))
+            raise RecipeError(f"train.over_budget is {self.over_budget!r}; it must be {allowed}.")
         if self.activation_checkpointing:
             given: Any = getattr(self, "activation_checkpointing_kwargs", None)
             self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from prefopt.config import Section
+from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError, nearest
 from prefopt.train.arguments import OWNED, PreferenceArguments
 
@@ -32,6 +33,10 @@ class TrainConfig(Section):
     examples_per_step: Annotated[int, Field(ge=1)] = Field(32, description="Examples an optimizer step counts.")
     token_budget: Annotated[int, Field(ge=1)] = Field(
         4096, description="Tokens of a pack at most: bounds memory and never changes the result."
+    )
+
+    over_budget: OverBudget = Field(
+        "own_pack", description="An example alone that is longer than token_budget: a pack of its own, or an error."
     )
 
     @model_validator(mode="after")
@@ -59,6 +64,7 @@ class TrainConfig(Section):
                 output_dir=str(self.output_dir),
                 examples_per_step=self.examples_per_step,
                 token_budget=self.token_budget,
+                over_budget=self.over_budget,
                 **(self.__pydantic_extra__ or {}),
             )
         except ValueError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.pack import only
+from prefopt.data.layout import only
 from prefopt.errors import RecipeError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from prefopt.data import PreferenceData, StepLoader, StepPlan, build_packs
+from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.adapters import save_weights
@@ -29,6 +29,7 @@ from prefopt.models.references import FrozenModel, Reference, build_reference
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
+from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.metrics import MeanMetrics, preference_metrics
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
@@ -44,16 +45,19 @@ class PreferenceTrainer(Trainer):
 
     Args:
         model: a causal language model, or a PeftModel around one (the adapter is then what learns).
-        data: what `prefopt.load_preferences` returned; pairs serve unpaired losses too.
+        data: what `prefopt.load_preferences` returned, or a `PreferenceStream`; pairs serve unpaired losses too.
         loss: what `prefopt.losses.build` returned.
         reference: "auto", "adapter_off", "none", a frozen model, or a `Reference` of your own.
         args: `PreferenceArguments`: `transformers.TrainingArguments` plus examples_per_step and token_budget.
         eval_data: held-out preferences for `evaluate`.
         tokenizer: saved beside the weights in every checkpoint.
         callbacks: transformers.TrainerCallback objects.
+        group_prompts: let examples of one prompt stand in one step, where they fit.
+        weights: how much of an epoch each source of `data` makes; a stream has weights of its own.
+        workers: processes that build packs ahead; a stream has workers of its own.
 
     Raises:
-        DataError: the data can't serve the loss.
+        DataError: the data can't serve the loss, or has an example that is too long where that is refused.
         RecipeError: the loss needs a reference and `reference` is "none", or the arguments contradict each other.
     """
 
@@ -62,7 +66,7 @@ class PreferenceTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        data: PreferenceData,
+        data: PreferenceData | PreferenceStream,
         loss: Loss,
         reference: Any = "auto",
         args: PreferenceArguments | None = None,
@@ -70,19 +74,18 @@ class PreferenceTrainer(Trainer):
         eval_data: PreferenceData | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        group_prompts: bool = True,
+        weights: Sequence[Weighted] = (),
+        workers: int = 0,
     ) -> None:
         # What a loss remembers belongs to a run: the caller's own stays as it is.
         self.loss_module = loss = copy.deepcopy(loss)
-        self.data = _for_loss(data, loss)
-        self.eval_data = eval_data and _for_loss(eval_data, loss)
+        self.eval_data = eval_data and for_loss(eval_data, loss)
         self.arguments = args or PreferenceArguments(output_dir="prefopt-run")
-        self.plan = StepPlan(
-            self.data,
-            examples_per_step=self.arguments.examples_per_step,
-            seed=self.arguments.seed,
-            mismatched=loss.needs_mismatched,
+        self.feed: Feed | StreamFeed = feed_of(
+            data, loss, self.arguments, group_prompts=group_prompts, weights=weights, workers=workers
         )
-        exact_epoch = ExactEpoch(self.plan.steps_per_epoch)
+        exact_epoch = ExactEpoch(self.feed.steps_per_epoch)
         super().__init__(
             model=model,
             args=self.arguments,
@@ -96,6 +99,7 @@ class PreferenceTrainer(Trainer):
         self.packed = PackedModel(model)
         self.reference = self._reference(reference, tokenizer)
         check_extras(loss, self.packed, self.reference)
+        self.feed.check_longest(shared=self.packed.admission.shared)
         self._window = MeanMetrics()
         self._tokens = 0
         self._resume: dict[str, Any] | None = None
@@ -110,20 +114,17 @@ class PreferenceTrainer(Trainer):
 
     # ---- data ----
 
-    def get_train_dataloader(self) -> Any:
-        return self._loader()
+    @property
+    def data(self) -> PreferenceData | PreferenceStream:
+        """What is learned from, in the form that the loss asks for."""
+        return self.feed.data
 
-    def _loader(self) -> StepLoader:
+    def get_train_dataloader(self) -> Any:
         admission = self.packed.admission
-        return StepLoader(
-            self.plan,
-            token_budget=self.arguments.token_budget,
-            shared=admission.shared,
-            one_row=admission.one_row,
-        )
+        return self.feed.loader(shared=admission.shared, one_row=admission.one_row)
 
     def num_examples(self, dataloader: Any) -> int:
-        return len(self.data)
+        return self.feed.examples_per_epoch
 
     def get_total_train_batch_size(self, args: Any) -> int:
         return self.arguments.examples_per_step
@@ -193,7 +194,7 @@ class PreferenceTrainer(Trainer):
         if data is None:
             raise RunError("there is nothing to evaluate on: give the trainer eval_data, or write data.eval.")
         loss, began = self.loss_module, time.monotonic()
-        data = _for_loss(data, loss)
+        data = for_loss(data, loss)
         was_training = self.model.training
         self.model.eval()
         loss.eval()
@@ -242,7 +243,7 @@ class PreferenceTrainer(Trainer):
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         planned = self.args.max_steps
         if planned < 0:
-            planned = math.ceil(self.args.num_train_epochs * self.plan.steps_per_epoch)
+            planned = math.ceil(self.args.num_train_epochs * self.feed.steps_per_epoch)
         if state.global_step < planned:
             return False
         self._load_from_checkpoint(str(checkpoint))
@@ -279,9 +280,7 @@ class PreferenceTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "data": self.data.fingerprint,
-            "examples_per_step": self.arguments.examples_per_step,
-            "seed": self.arguments.seed,
+            **self.feed.identity(),
             "loss": repr(self.loss_module),
         }
 
@@ -326,6 +325,7 @@ class PreferenceTrainer(Trainer):
             "loss_sum": float(self._tr_loss),
             "total_loss": self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0),
             "last_logged": self._globalstep_last_logged,
+            "place": self.callback_handler.train_dataloader.state_dict(),
         }
         (Path(output_dir) / STATE).write_text(json.dumps(state))
 
@@ -339,9 +339,7 @@ class PreferenceTrainer(Trainer):
         self._load_loss(self._resume)
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
-        steps = self.plan.steps_per_epoch
-        loader = self.callback_handler.train_dataloader
-        loader.load_state_dict({"epoch": self.state.global_step // steps, "step": self.state.global_step % steps})
+        self.callback_handler.train_dataloader.load_state_dict(self._resume["place"])
 
     def _load_loss(self, state: dict[str, Any] | None) -> None:
         """Let the loss remember what it did when `state` was saved."""
@@ -368,12 +366,3 @@ class PreferenceTrainer(Trainer):
                 f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
                 "no place in it. Resume with the recipe the run began with."
             )
-
-
-def _for_loss(data: PreferenceData, loss: Loss) -> PreferenceData:
-    return data.for_loss(
-        loss.form,
-        needs_mismatched=loss.needs_mismatched,
-        scores=loss.scores,
-        needs_preference=loss.needs_preference,
-    )

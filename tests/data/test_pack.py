@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import assemble, build_packs, plan_packs
-from prefopt.data.pack import only
+from prefopt.data import Example, PreferenceData, assemble, build_packs, plan_packs
+from prefopt.data.layout import only
+from prefopt.data.pack import check_longest
 from prefopt.errors import DataError
+from prefopt.kernels.shapes import rounded
 from prefopt.records import Group
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=7).map(tuple)
@@ -263,6 +265,65 @@ def test_log_normal_lengths_fill_packs_to_within_a_tenth(examples_per_step, budg
         packs += len(build_packs(step, token_budget=budget, shared=True))
         floor += -(-sum(group.tokens for group in step) // budget)
     assert packs <= 1.1 * floor
+
+
+def like_ultrafeedback(draw, pairs):
+    """Pairs with log-normal lengths: prompts of about 180 tokens, completions of about 300."""
+
+    def some(mean, sigma, longest=1000):
+        return (1,) * min(longest, max(1, int(draw.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
+
+    return [Group(some(180, 0.9), (some(300, 0.7), (2, *some(300, 0.7))), ((0, 1),)) for _ in range(pairs)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("pairs", "budget"), [(16, 4096), (32, 4096), (64, 8192), (128, 16384)])
+def test_no_step_takes_more_packs_than_its_tokens_need_and_little_is_padding(pairs, budget, seed):
+    draw = random.Random(seed)
+    computed = given = 0
+    for _ in range(10):
+        step = like_ultrafeedback(draw, pairs)
+        sizes = [sum(part.group.tokens for part in plan) for plan in plan_packs(step, token_budget=budget, shared=True)]
+        assert max(sizes) <= budget
+        assert len(sizes) <= 1.1 * -(-sum(sizes) // budget)
+        computed += sum(map(rounded, sizes))
+        given += sum(sizes)
+    assert computed <= 1.03 * given
+
+
+@pytest.mark.parametrize(("pairs", "budget"), [(16, 2048), (32, 3000), (128, 2048)])
+def test_packs_of_few_groups_are_few_over_many_steps(pairs, budget):
+    draw = random.Random(1)
+    packs = fewest = computed = given = 0
+    for _ in range(30):
+        step = like_ultrafeedback(draw, pairs)
+        sizes = [sum(part.group.tokens for part in plan) for plan in plan_packs(step, token_budget=budget, shared=True)]
+        packs, fewest = packs + len(sizes), fewest + -(-sum(sizes) // budget)
+        computed, given = computed + sum(map(rounded, sizes)), given + sum(sizes)
+    assert packs <= 1.1 * fewest
+    assert computed <= 1.03 * given
+
+
+def test_an_example_longer_than_the_budget_is_refused_where_that_is_asked_for():
+    long = Group((1,) * 4, ((2,) * 50, (3,) * 50), ((0, 1),))
+    short = Group((7,), ((8,), (9,)), ((0, 1),))
+    said = r"104 tokens in one pack, more than train\.token_budget = 20.*write train\.over_budget: own_pack"
+    with pytest.raises(DataError, match=said):
+        build_packs([short, long], token_budget=20, shared=True, over_budget="refuse")
+    assert build_packs([short, long], token_budget=104, shared=True, over_budget="refuse")
+    with pytest.raises(DataError, match="108 tokens"):
+        build_packs([short, long], token_budget=107, shared=False, over_budget="refuse")
+
+    pairs = [Example(g.prompt, g.completions, source=f"f:{i}") for i, g in enumerate([short, long, long])]
+    data = PreferenceData("paired", pairs)
+    with pytest.raises(DataError, match=r"2 of 3 examples \(the first is f:1\): the longest needs 104 tokens"):
+        check_longest(data, token_budget=103, shared=True)
+    with pytest.raises(DataError, match="108 tokens"):
+        check_longest(data, token_budget=107, shared=False)
+    check_longest(data, token_budget=104, shared=True)
+    # Many short examples of one prompt are cut, not refused.
+    many = Group((1,) * 4, tuple((c,) * 8 for c in range(8)), ((0, 1), (2, 3), (4, 5), (6, 7)))
+    assert len(build_packs([many], token_budget=25, shared=True, over_budget="refuse")) == 4
 
 
 def test_rows_of_like_lengths_share_a_pack_so_that_little_is_padding():

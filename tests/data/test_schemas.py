@@ -287,6 +287,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_a_published_schema_is_recognised_and_every_row_is_what_it_says_or_is_listed(case):
     name, options, expected, rejected, left_out = PUBLISHED[case]
+    options = {"ties": "drop", **options}
     recognised, used, *others = rows_of(case.partition(" ")[0], **options)
     assert recognised.format == name
     assert used == expected

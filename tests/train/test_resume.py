@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = """
 model: {{name: {model}, dtype: float32, lora: {{r: 4, alpha: 8}}}}
-data: {{train: {data}, max_length: 256}}
+data: {{train: {data}, max_length: 256{more}}}
 loss: {{name: {loss}, beta: 0.1}}
 train:
   output_dir: {run}
   examples_per_step: 8
   token_budget: 400
-  num_train_epochs: {epochs}
+  {length}
   learning_rate: 5e-3
   lr_scheduler_type: linear
   save_strategy: steps
@@ -35,13 +35,19 @@ train:
   bf16: false
 """
 
-EPOCHS = {"dpo": 2, "kto": 1.2}  # past an epoch's end; labels are twice as many examples as pairs
+LENGTH = {  # past an epoch's end, and past several windows
+    "dpo": "num_train_epochs: 2",
+    "kto": "num_train_epochs: 1.2",  # labels are twice as many examples as pairs
+    "kto of a stream by workers": "max_steps: 14",
+}
+DATA = {"kto of a stream by workers": ", streaming: true, window: 20, workers: 2"}
 
 
 def recipe_for(folder: Path, model: Path, loss: str, run: str) -> Path:
     data = write_rows(folder / "pairs.jsonl", pair_rows(60))
     path = folder / f"{run}.yaml"
-    path.write_text(RECIPE.format(model=model, data=data, loss=loss, run=folder / run, epochs=EPOCHS[loss]))
+    about = {"loss": loss.split()[0], "length": LENGTH[loss], "more": DATA.get(loss, "")}
+    path.write_text(RECIPE.format(model=model, data=data, run=folder / run, **about))
     return path
 
 
@@ -75,9 +81,9 @@ def kill(recipe: Path, point: str, number: int) -> bool:
     return done.returncode != 0
 
 
-@pytest.fixture(scope="module", params=["dpo", "kto"])
+@pytest.fixture(scope="module", params=[*LENGTH])
 def uninterrupted(request, tmp_path_factory, tiny_model: Path) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(f"whole-{request.param}")
+    folder = tmp_path_factory.mktemp(f"whole-{request.param.replace(' ', '-')}")
     finish(recipe_for(folder, tiny_model, request.param, "whole"))
     return request.param, folder / "whole"
 
