@@ -51,7 +51,7 @@ def train(formula: str, rows: Any, options: argparse.Namespace) -> dict[str, Any
             lr_scheduler_type="linear", warmup_steps=3, save_strategy="no", report_to=[], disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
-        trainer = PreferenceTrainer(model, data, loss, "auto", arguments, tokenizer=tokenizer)
+        trainer = PreferenceTrainer(model, data, loss, "auto", arguments, tokenizer=tokenizer, group_prompts=False)
         trainer.train()
     packed = PackedModel(model)
     found = evaluate_pairs(packed, build_reference("adapter_off", packed, needed=True), held_out).metrics

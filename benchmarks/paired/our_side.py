@@ -32,7 +32,7 @@ def read(job: Job, tokenizer: Any) -> PreferenceData:
 
 def plan_of(job: Job, data: PreferenceData) -> StepPlan:
     """Return the order in which the trainer will take the examples."""
-    return StepPlan(data, examples_per_step=job.pairs_per_step, seed=job.seed)
+    return StepPlan(data, examples_per_step=job.pairs_per_step, seed=job.seed, group_prompts=False)
 
 
 def order_of(job: Job, data: PreferenceData) -> list[int]:
@@ -83,6 +83,7 @@ def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
         "adapter_off",
         arguments,
         callbacks=[clock],
+        group_prompts=False,  # the peer shuffles examples
     )
     start_adapter(trainer.model, job.seed)
     if job.precomputed:

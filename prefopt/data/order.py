@@ -7,6 +7,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+SHARE = 4
+"""Prompts that a step has at least, where the data has as many: one alone would be all that its update knows."""
 WAITING = 32
 """Prompts that may wait for a step with room for all of their examples, before one of them is cut."""
 
@@ -21,20 +23,32 @@ def together(keys: NDArray[np.uint64], prompts: NDArray[np.int64], per_step: int
 
     Prompts are shuffled, each by the key of its first example, so that one with many examples is no more likely to
     come early; where every example has a prompt of its own this is `shuffled`. The examples of a prompt that don't fit
-    into what is left of a step wait for the next one, and the prompts behind them go first.
+    into what is left of a step wait for the next one, and the prompts behind them go first. A prompt with more than
+    1 / `SHARE` of a step's examples goes in pieces of that size, each as if it had a prompt of its own.
 
     Args:
         keys: (n,) random numbers.
         prompts: (n,) which prompt each example has.
         per_step: examples of a step.
     """
-    _, first, prompt = np.unique(prompts, return_index=True, return_inverse=True)
+    _, first, prompt = np.unique(_pieces(keys, prompts, per_step), return_index=True, return_inverse=True)
     rank = np.empty(first.size, dtype=np.int64)
     rank[shuffled(keys[first])] = np.arange(first.size)
     order = np.lexsort((keys, rank[prompt]))
     ends = np.cumsum(np.bincount(rank[prompt])).tolist()
     runs = deque(order[start:end].tolist() for start, end in zip([0, *ends[:-1]], ends, strict=True))
     return np.array(_filled(runs, per_step), dtype=np.int64)
+
+
+def _pieces(keys: NDArray[np.uint64], prompts: NDArray[np.int64], per_step: int) -> NDArray[np.int64]:
+    """Return `prompts` with those of too many examples cut up, the examples of a piece drawn by their keys."""
+    most = max(1, per_step // SHARE)
+    order = np.lexsort((keys, prompts))
+    counts = np.bincount(prompts)
+    place = np.arange(prompts.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces = np.empty_like(prompts)
+    pieces[order] = prompts[order] * (prompts.size + 1) + place // most
+    return pieces
 
 
 def _filled(runs: deque[list[int]], per_step: int) -> list[int]:

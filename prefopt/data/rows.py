@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from prefopt.data.formats import TRANSCRIPT_ANSWER, Format, transcript_turns
 from prefopt.data.formats.extras import tools_of, without_nulls
 from prefopt.data.formats.values import field as field_of
-from prefopt.data.formats.values import number
+from prefopt.data.formats.values import is_number, number
 from prefopt.data.read import as_list, as_messages, plain
 from prefopt.data.row_error import RowError as RowError
 
@@ -81,7 +81,7 @@ def normalise_joined(
     if format_.form == "paired":
         if read.completions[0] == read.completions[1]:
             raise RowError("chosen = rejected")
-        scores = _pair_scores(own, format_.score_columns)
+        scores = _pair_scores(own, format_.score_columns, strict=format_.scores_named)
     elif format_.form == "listwise" and format_.score_columns:
         read, scores = _list_of_two(read, own, format_)
     if format_.form == "listwise":
@@ -136,7 +136,7 @@ def _list_of_two(
     """Make a pair with scores a list of two, the best first."""
     if read.completions[0] == read.completions[1]:
         raise RowError("chosen = rejected")
-    found = _pair_scores(row, format_.score_columns)
+    found = _pair_scores(row, format_.score_columns, strict=True)
     if not found:
         raise RowError("field missing", f"{' or '.join(map(repr, format_.score_columns))} (data.ties is as_lists)")
     completions, scores = _best_first(read.completions, found)
@@ -145,10 +145,15 @@ def _list_of_two(
     return replace(read, completions=tuple(completions)), scores
 
 
-def _pair_scores(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[float, ...]:
-    """Return the scores of (chosen, rejected), or () where the row doesn't have both."""
+def _pair_scores(row: Mapping[str, Any], columns: Sequence[str], *, strict: bool) -> tuple[float, ...]:
+    """Return the scores of (chosen, rejected), or () where the row doesn't have both.
+
+    What is no number is an error where scores are asked for (`strict`), and otherwise no score.
+    """
     found = [row.get(column) for column in columns]
     if any(value is None or value != value for value in found):  # a missing number may be NaN
+        return ()
+    if not strict and not all(map(is_number, found)):
         return ()
     return tuple(number(value, column) for value, column in zip(found, columns, strict=True))
 

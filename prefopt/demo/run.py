@@ -69,7 +69,12 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
     return Recipe.model_validate(
         {
             "model": {"name": MODEL, "lora": {"r": 16, "alpha": 32}},
-            "data": {"train": str(inputs / "train.jsonl"), "eval": str(inputs / "held_out.jsonl"), "max_length": 256},
+            "data": {
+                "train": str(inputs / "train.jsonl"),
+                "eval": str(inputs / "held_out.jsonl"),
+                "max_length": 256,
+                "group_prompts": False,  # eight prompts: every step may have some of each
+            },
             "loss": {"name": "dpo", "beta": 0.1},
             "train": {
                 "output_dir": output,

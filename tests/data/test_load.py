@@ -307,3 +307,18 @@ def test_wild_text_round_trips_to_the_character():
     assert data.summary.rows_used == 120
     for text, example in zip(texts, data, strict=True):
         assert tokenizer.decode(list(example.completions[0])) == text + "<|im_end|>"
+
+
+def test_scores_that_are_no_numbers_cost_a_pair_its_scores_and_only_named_columns_cost_it_its_row():
+    rows = [
+        {"prompt": f"q{i}", "chosen": f" a{i}", "rejected": " no", "score_chosen": 2 + i, "score_rejected": 1}
+        for i in range(6)
+    ]
+    rows[1]["score_chosen"], rows[2]["score_rejected"] = "N/A", float("inf")
+    found = load_preferences(rows, toys.chatml())
+    assert [example.scores != () for example in found] == [True, False, False, True, True, True]
+    with pytest.raises(DataError, match=r"2 of 6 pairs have none"):
+        found.for_loss("paired", scores="given")
+    named = {"score_chosen": "score_chosen", "score_rejected": "score_rejected"}
+    with pytest.raises(DataError, match=r"wrong type \(2, first at rows:2: .*'score_chosen' holds 'N/A'"):
+        load_preferences(rows, toys.chatml(), columns=named)

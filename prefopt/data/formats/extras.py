@@ -73,7 +73,7 @@ def _with_scores(
         words = f"{format_.why}; they have scores"
     if options.ties == "as_lists":
         return replace(format_, form="listwise", score_columns=columns, why=f"{words}, and each is a list of two")
-    return replace(format_, score_columns=columns, why=words)
+    return replace(format_, score_columns=columns, scores_named=bool(named), why=words)
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> float:

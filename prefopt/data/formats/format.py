@@ -43,6 +43,8 @@ class Format:
     """Field -> the column that holds it, of a row as `rewrite` gives it."""
     score_columns: tuple[str, ...] = ()
     """Of pairs: the columns that hold the scores of chosen and rejected; () where there are none."""
+    scores_named: bool = False
+    """The recipe names the score columns: what they hold must be scores."""
     repeats_prompt: bool = False
     """Plain strings: the completions begin with the prompt."""
     transcript: bool = False

@@ -49,7 +49,7 @@ def recognise(
     Raises:
         DataError: the rows fit no format, or several; or `options` name a format or column that isn't there.
     """
-    found = sorted({name for row in rows for name in row})
+    found = sorted({name for row in rows for name in row if isinstance(name, str)})
     renamed: dict[str, str] = {str(name): column for name, column in options.columns.items()}
     columns = {name: renamed.get(name, name) for fields in (*FIELDS.values(), PAIR_SCORES) for name in fields}
     for name, column in renamed.items():
