@@ -255,9 +255,12 @@ def test_a_pair_that_lacks_one_of_its_scores_has_none_and_stays_a_pair(change, s
 
 
 @pytest.mark.parametrize("score", ["8", True, float("inf"), [8], 10**400])
-def test_a_score_of_a_pair_that_is_no_number_is_refused_where_the_other_rows_have_numbers(score):
+def test_a_score_of_a_pair_that_is_no_number_is_none_and_refused_where_the_recipe_names_its_column(score):
+    row = {**SCORED, "score_chosen": score}
+    assert normalise(row, recognise([SCORED], DataOptions(), source="rows")).scores == ()
+    named = DataOptions(columns={"score_chosen": "score_chosen"})
     with pytest.raises(RowError, match="wrong type: 'score_chosen' holds"):
-        normalise({**SCORED, "score_chosen": score}, recognise([SCORED], DataOptions(), source="rows"))
+        normalise(row, recognise([SCORED], named, source="rows"))
 
 
 def test_score_columns_that_hold_text_are_no_scores_unless_they_are_named():
