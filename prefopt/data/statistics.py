@@ -32,10 +32,19 @@ class Rate:
         """Return the rate, or None where there is nothing to count."""
         if not n:
             return None
-        share, weight = count / n, _Z * _Z / n
-        middle = (share + weight / 2) / (1 + weight)
-        half = _Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
-        return cls(count, n, share, max(0.0, middle - half), min(1.0, middle + half))
+        return cls(count, n, count / n, *wilson(count, n))
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (Wilson 1927), count of n; n > 0."""
+    p = count / n
+    centre = p + _Z**2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
+    # At 0 of n and n of n an end is 0 or 1 exactly; rounding must not move it.
+    low = 0.0 if count == 0 else (centre - half) / scale
+    high = 1.0 if count == n else (centre + half) / scale
+    return low, high
 
 
 @dataclass(frozen=True)

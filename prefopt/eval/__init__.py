@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prefopt.data.statistics import wilson
 from prefopt.eval.config import EvalConfig
 from prefopt.eval.human import HumanAgreement, human_agreement
-from prefopt.eval.intervals import Accuracy, Mean, Share, accuracy, mean, share, wilson
+from prefopt.eval.intervals import Accuracy, Mean, Share, accuracy, mean, share
 from prefopt.eval.pairs import PairEvaluation, PairMetrics, PairScores, Slice, bin_edges, pair_metrics, slice_pairs
 
 if TYPE_CHECKING:

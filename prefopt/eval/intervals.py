@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prefopt.data.statistics import wilson
+
 Floats = NDArray[np.float64]
 
-# The normal distribution's 97.5 % point.
-_Z = 1.959963984540054
 _BLOCK = 4_000_000
 """Draws that the bootstrap holds at once: 32 MB."""
 
@@ -68,18 +67,6 @@ class Accuracy:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "n": self.n, "tie_share": self.tie_share}
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (Wilson 1927), count of n; n > 0."""
-    p = count / n
-    centre = p + _Z**2 / (2 * n)
-    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    scale = 1 + _Z**2 / n
-    # At 0 of n and n of n an end is 0 or 1 exactly; rounding must not move it.
-    low = 0.0 if count == 0 else (centre - half) / scale
-    high = 1.0 if count == n else (centre + half) / scale
-    return low, high
 
 
 def share(flags: ArrayLike) -> Share:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from prefopt.data import (
     stream,
 )
 from tests.toys import byte_tokenizer, pair_rows, write_rows
+from tests.train.killed import killed_at
 
 KINDS = ("map", "map mixture", "stream", "stream mixture")
 POINTS: dict[str, tuple[Any, str]] = {
@@ -82,20 +80,6 @@ def run(loader: StepLoader | StreamLoader, steps: int, out: Path) -> None:
                 file.flush()
                 if len(done) == steps:
                     break
-
-
-def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function`, whose call of this number ends the process before it does anything."""
-    calls = 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-
-    return counted
 
 
 if __name__ == "__main__":
