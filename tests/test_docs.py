@@ -17,7 +17,7 @@ from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
 from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
 from prefopt.recipe import load_recipe
-from prefopt.train.config import TrainConfig
+from prefopt.train.config import AlarmConfig, TrainConfig
 from tests.toys import pair_rows
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
         "data": DataConfig,
         "reference": ReferenceConfig,
         "train": TrainConfig,
+        "alarms": AlarmConfig,
         "eval": EvalConfig,
     }
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields} - set(sections)

@@ -51,7 +51,7 @@ def score_completions(
     """
     examples = tokenize_rows(rows, tokenizer, max_length=max_length)
     policy = PackedModel(model)
-    flat, _ = _score(examples, policy, None, token_budget)
+    flat, _ = example_logprobs(examples, policy, None, token_budget)
     stops = np.cumsum([len(example.completions) for example in examples])
     return [part.tolist() for part in np.split(flat, stops[:-1])] if examples else []
 
@@ -64,7 +64,7 @@ def pair_logprobs(
     Raises DataError as `held_out_pairs`.
     """
     data = held_out_pairs(data)
-    scores, frozen = _score(data.examples, policy, reference, token_budget)
+    scores, frozen = example_logprobs(data.examples, policy, reference, token_budget)
     return PairScores(
         policy=scores.reshape(-1, 2),
         reference=None if frozen is None else frozen.reshape(-1, 2),
@@ -86,10 +86,14 @@ def held_out_pairs(data: PreferenceData) -> PreferenceData:
 
 
 @torch.no_grad()
-def _score(
+def example_logprobs(
     examples: Sequence[Example], policy: PackedModel, reference: Reference | None, token_budget: int
 ) -> tuple[Floats, Floats | None]:
-    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's."""
+    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's.
+
+    Raises:
+        ModelError: a log-prob is not finite.
+    """
     shared = policy.admission.shared
     groups, place = _distinct(examples, shared=shared, token_budget=token_budget)
     first = np.cumsum([0, *(len(group.completions) for group in groups)])

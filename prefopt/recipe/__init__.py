@@ -17,7 +17,7 @@ from prefopt.models.config import ModelConfig, ReferenceConfig
 from prefopt.recipe.paths import missing, resolved
 from prefopt.recipe.sentences import located, sentences
 from prefopt.recipe.source import Source, read, write
-from prefopt.train.config import TrainConfig
+from prefopt.train.config import AlarmConfig, TrainConfig
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe"]
 
@@ -30,6 +30,7 @@ class Recipe(Section):
     loss: LossConfig = Field(default_factory=lambda: LossConfig.model_validate({}), description="What it minimises.")
     reference: ReferenceConfig = Field(ReferenceConfig(), description="What the policy is compared with.")
     train: TrainConfig = Field(description="How it trains, and where the run directory lies.")
+    alarms: AlarmConfig = Field(AlarmConfig(), description="When it says that something goes wrong.")
     eval: EvalConfig = Field(EvalConfig(), description="How it is evaluated before and after.")
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine(TrainerCallback):
-    """A live line: step, loss, accuracy, margin, tokens a second, time left."""
+    """A live line: step, loss, accuracy, margin, tokens a second, the most memory so far, time left."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -98,8 +98,11 @@ class ProgressLine(TrainerCallback):
             ("loss", "loss", ".4f"),
             ("rewards/accuracies", "accuracy", ".2f"),
             ("rewards/margins", "margin", "+.3f"),
+            ("tokens_per_second", "tokens/s", ",.0f"),
         )
         parts = [f"{label} {logs[key]:{form}}" for key, label, form in shown if logs and key in logs]
+        if logs and "memory_bytes" in logs:
+            parts.append(f"memory {logs['memory_bytes'] / 2**30:.2f} GiB")
         if parts and self._task is not None:
             self._progress.update(self._task, completed=state.global_step, numbers="  ".join(parts))
 

@@ -1,4 +1,4 @@
-"""The `train` section of a recipe."""
+"""The `train` and `alarms` sections of a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from prefopt.config import Section
 from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError, nearest
-from prefopt.train.arguments import OWNED, PreferenceArguments
+from prefopt.train.arguments import OWNED, NonFinite, PreferenceArguments
 
 
 @cache
@@ -37,6 +37,11 @@ class TrainConfig(Section):
 
     over_budget: OverBudget = Field(
         "own_pack", description="An example alone that is longer than token_budget: a pack of its own, or an error."
+    )
+
+    non_finite: NonFinite = Field(
+        "stop",
+        description="A step whose loss or gradient is NaN or infinite: stop with its rows named and saved, or skip it.",
     )
 
     @model_validator(mode="after")
@@ -65,7 +70,29 @@ class TrainConfig(Section):
                 examples_per_step=self.examples_per_step,
                 token_budget=self.token_budget,
                 over_budget=self.over_budget,
+                non_finite=self.non_finite,
                 **(self.__pydantic_extra__ or {}),
             )
         except ValueError as error:
             raise RecipeError(f"the train section contradicts itself: {error}") from error
+
+
+class AlarmConfig(Section):
+    """When a run says that something goes wrong. An alarm is a sentence: it changes nothing and stops nothing."""
+
+    window: int = Field(default=20, ge=1, description="Logged steps that an alarm looks at together.")
+    chosen_falling: float | None = Field(
+        default=0.3,
+        gt=0,
+        description="Nats a token by which chosen completions may become less likely than at the start (mean of the "
+        "window); null for no alarm.",
+    )
+    accuracy_pinned: bool = Field(
+        default=True, description="Whether to say that every pair of a whole window was ranked right."
+    )
+    kl: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="Nats a token of divergence from the reference, measured on samples at an evaluation; null for no "
+        "alarm.",
+    )

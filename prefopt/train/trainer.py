@@ -7,7 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,20 @@ from prefopt.losses import Loss
 from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
+from prefopt.train.finite import FILE as NON_FINITE
+from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.pace import Pace, peak_memory
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
 STATE = "prefopt_state.json"
+Measure = Callable[[PackedModel, Reference, int], Mapping[str, float]]
 
 
 class PreferenceTrainer(Trainer):
@@ -55,6 +60,8 @@ class PreferenceTrainer(Trainer):
         group_prompts: let examples of one prompt stand in one step, where they fit.
         weights: how much of an epoch each source of `data` makes; a stream has weights of its own.
         workers: processes that build packs ahead; a stream has workers of its own.
+        measures: called at every evaluation with the policy, the reference (both ready to score packs) and the step;
+            each returns more numbers by name, logged behind `eval_`.
 
     Raises:
         DataError: the data can't serve the loss, or has an example that is too long where that is refused.
@@ -77,6 +84,7 @@ class PreferenceTrainer(Trainer):
         group_prompts: bool = True,
         weights: Sequence[Weighted] = (),
         workers: int = 0,
+        measures: Sequence[Measure] = (),
     ) -> None:
         # What a loss remembers belongs to a run: the caller's own stays as it is.
         self.loss_module = loss = copy.deepcopy(loss)
@@ -100,8 +108,11 @@ class PreferenceTrainer(Trainer):
         self.reference = self._reference(reference, tokenizer)
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
+        self._measures = tuple(measures)
         self._window = MeanMetrics()
+        self._pace = Pace()
         self._tokens = 0
+        self._skipped = 0
         self._resume: dict[str, Any] | None = None
         self._staging: Path | None = None
 
@@ -141,6 +152,7 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run one step's packs forward and backward; returns the step's loss, detached."""
+        self._pace.start()
         model.train()
         self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
@@ -152,11 +164,34 @@ class PreferenceTrainer(Trainer):
             backward=self.accelerator.backward,
             autocast=self.accelerator.autocast,
         )
+        tokens = sum(pack.tokens.numel() for pack in packs)
+        self._tokens += tokens
+        self._pace.add(tokens)
+        # A gradient that is scaled for float16 may overflow: its scaler sees to that.
+        if self.accelerator.scaler is None and not is_finite(result.loss, model.parameters()):
+            return self._not_finite(packs)
         if self.state.global_step == 0:
             self._check_start(result)
         self._window.update(result.metrics)
-        self._tokens += sum(pack.tokens.numel() for pack in packs)
+        self._window.add("loss", result.loss, 1)
         return torch.tensor(result.loss, device=self.args.device)
+
+    def _not_finite(self, packs: Sequence[Pack]) -> Tensor:
+        """Save the rows of a step that is no number; then stop, or leave the weights as they are."""
+        step, path = self.state.global_step + 1, Path(str(self.args.output_dir)) / NON_FINITE
+        culprits = Culprits(self.packed, self.reference, packs)
+        sources = self.feed.sources(self.state.global_step)
+        culprits.write(path, step, sources, self.processing_class)
+        sentence = culprits.sentence(step, sources, path)
+        if self.arguments.non_finite == "stop":
+            raise RunError(
+                f"{sentence} The weights are those of the step before. Lower train.learning_rate, compute in "
+                "model.dtype=float32, take the rows out, or write train.non_finite: skip."
+            )
+        warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
+        self.model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
+        self._skipped += 1
+        return torch.zeros((), device=self.args.device)
 
     def _check_start(self, result: StepResult) -> None:
         """Say it when policy and reference differ before the first update: rewards would not start at zero."""
@@ -172,13 +207,18 @@ class PreferenceTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            del logs["loss"]  # the Trainer's mean counts steps that were skipped
             logs.update(self._window.means())
             logs["tokens"] = self._tokens
+            logs.update(self._pace.take())
+            logs["memory_bytes"] = peak_memory(self.args.device)
+            if self._skipped:
+                logs["skipped_steps"] = self._skipped
             self._window = MeanMetrics()
-        if "train_loss" in logs and self._resume:
+        if "train_loss" in logs and (self._resume or self._skipped):
             # The Trainer averages over the steps since the resume; a run's loss is over all its steps.
-            total = self._total_loss_scalar + self._resume["total_loss"]
-            logs["train_loss"] = total / max(self.state.global_step, 1)
+            total = self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0)
+            logs["train_loss"] = total / max(self.state.global_step - self._skipped, 1)
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -198,13 +238,21 @@ class PreferenceTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         loss.eval()
+        measured: dict[str, float] = {}
         try:
-            with self._attached(), self.accelerator.autocast():
-                output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+            with self._pace.paused(), self._attached():
+                with self.accelerator.autocast():
+                    output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+                for measure in self._measures:
+                    measured |= measure(self.packed, self.reference, self.state.global_step)
         finally:
             self.model.train(was_training)
             loss.train()
-        means = {"loss": float(output.loss.sum() / output.weight.sum()), **preference_metrics(seqs, output).means()}
+        means = {
+            "loss": float(output.loss.sum() / output.weight.sum()),
+            **preference_metrics(seqs, output).means(),
+            **measured,
+        }
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - began
         self.log(metrics)
@@ -288,6 +336,10 @@ class PreferenceTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._pace.paused():
+            self._stage_checkpoint(model, trial)
+
+    def _stage_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -321,6 +373,7 @@ class PreferenceTrainer(Trainer):
             "identity": self._identity(),
             "window": self._window.state_dict(),
             "tokens": self._tokens,
+            "skipped": self._skipped,
             "loss": {name: buffer.tolist() for name, buffer in self.loss_module.state_dict().items()},
             "loss_sum": float(self._tr_loss),
             "total_loss": self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0),
@@ -336,6 +389,7 @@ class PreferenceTrainer(Trainer):
             return
         self._window = MeanMetrics.from_state(self._resume["window"])
         self._tokens = self._resume["tokens"]
+        self._skipped = self._resume["skipped"]
         self._load_loss(self._resume)
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
