@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,36 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import TrainOutput
 
 from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs
 from prefopt.errors import RunError
 from prefopt.losses import Loss
-from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference, build_reference
 from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
-from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.finite import FILE as NON_FINITE
 from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
 from prefopt.train.pace import Pace, peak_memory
+from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
-STATE = "prefopt_state.json"
 Measure = Callable[[PackedModel, Reference, int], Mapping[str, float]]
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Trains a policy on preferences: schedulers, loggers, callbacks and mixed precision are transformers' own.
 
     The loader yields one item a step, `{"micro": [pack, ...]}`; `training_step` walks the packs. How a step is cut
@@ -113,8 +107,6 @@ class PreferenceTrainer(Trainer):
         self._pace = Pace()
         self._tokens = 0
         self._skipped = 0
-        self._resume: dict[str, Any] | None = None
-        self._staging: Path | None = None
 
     def _reference(self, wanted: Any, tokenizer: PreTrainedTokenizerBase | None) -> Reference:
         if isinstance(wanted, Reference):
@@ -259,6 +251,11 @@ class PreferenceTrainer(Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        with self.packed.attached(), self.reference.attached():
+            yield
+
     def _eval_packs(self, data: PreferenceData) -> Iterator[Any]:
         plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=self.loss_module.needs_mismatched)
         admission = self.packed.admission
@@ -269,154 +266,3 @@ class PreferenceTrainer(Trainer):
             one_row=admission.one_row,
         )
         return (pack.to(self.args.device) for pack in packs)
-
-    # ---- checkpoints ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Train, or go on from a checkpoint (True: the newest whole one of the run).
-
-        Raises `RunError` when the named checkpoint is incomplete or was made from other data or steps.
-        """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        self._resume = None if checkpoint is None else self._read_state(checkpoint)
-        if checkpoint is not None and self._resume is not None and self._is_finished(checkpoint):
-            total = self._resume["total_loss"] + self._resume["loss_sum"]
-            return TrainOutput(self.state.global_step, total / max(self.state.global_step, 1), {})
-        with self._attached():
-            output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
-        return output._replace(training_loss=output.metrics["train_loss"])
-
-    def _is_finished(self, checkpoint: Path) -> bool:
-        """Load a checkpoint made after the last step and say so: the Trainer's loop would run one step too many."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        planned = self.args.max_steps
-        if planned < 0:
-            planned = math.ceil(self.args.num_train_epochs * self.feed.steps_per_epoch)
-        if state.global_step < planned:
-            return False
-        self._load_from_checkpoint(str(checkpoint))
-        self._load_loss(self._resume)
-        self.state = state
-        return True
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        with self.packed.attached(), self.reference.attached():
-            yield
-
-    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
-        if not wanted:
-            return None
-        if wanted is True:
-            found = last_whole_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                warnings.warn(f"{self.args.output_dir} has no whole checkpoint; starting at step 0.", stacklevel=3)
-            return found
-        if wrong := missing_parts(Path(wanted)):
-            raise RunError(f"checkpoint {wanted} can't be resumed: {'; '.join(wrong)}. Name another, or leave it out.")
-        return Path(wanted)
-
-    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-        mine = self._identity()
-        if changed := [name for name, value in mine.items() if state["identity"].get(name) != value]:
-            raise RunError(
-                f"checkpoint {checkpoint} was made with other {' and '.join(changed)}, so the run can't go on exactly; "
-                "restore them, or start in a new train.output_dir."
-            )
-        return state
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            **self.feed.identity(),
-            "loss": repr(self.loss_module),
-        }
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self._pace.paused():
-            self._stage_checkpoint(model, trial)
-
-    def _stage_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(super()._get_output_dir(trial))
-        final = run / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with staged(final) as folder:
-                # super() writes into `<output dir>/checkpoint-N`: let that be a folder inside, then lift it up.
-                self._staging = folder
-                super()._save_checkpoint(model, trial)
-                inner = folder / final.name
-                for path in inner.iterdir():
-                    path.rename(folder / path.name)
-                inner.rmdir()
-                if self.state.best_global_step:
-                    self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        finally:
-            self._staging, self.args.save_total_limit = None, limit
-        best = self.state.best_model_checkpoint
-        rotate(run, limit, Path(best) if best else None)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, folder)
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            self.processing_class.save_pretrained(str(folder))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        state = {
-            "identity": self._identity(),
-            "window": self._window.state_dict(),
-            "tokens": self._tokens,
-            "skipped": self._skipped,
-            "loss": {name: buffer.tolist() for name, buffer in self.loss_module.state_dict().items()},
-            "loss_sum": float(self._tr_loss),
-            "total_loss": self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0),
-            "last_logged": self._globalstep_last_logged,
-            "place": self.callback_handler.train_dataloader.state_dict(),
-        }
-        (Path(output_dir) / STATE).write_text(json.dumps(state))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore what the Trainer forgets; it calls this just before it asks the loader for the first step."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or self._resume is None:
-            return
-        self._window = MeanMetrics.from_state(self._resume["window"])
-        self._tokens = self._resume["tokens"]
-        self._skipped = self._resume["skipped"]
-        self._load_loss(self._resume)
-        self._tr_loss += self._resume["loss_sum"]
-        self._globalstep_last_logged = self._resume["last_logged"]
-        self.callback_handler.train_dataloader.load_state_dict(self._resume["place"])
-
-    def _load_loss(self, state: dict[str, Any] | None) -> None:
-        """Let the loss remember what it did when `state` was saved."""
-        for name, buffer in self.loss_module.state_dict().items():
-            if state is not None:
-                buffer.copy_(torch.tensor(state["loss"][name], dtype=buffer.dtype))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        best = self.state.best_model_checkpoint
-        if best and (Path(best) / STATE).is_file():
-            self._load_loss(json.loads((Path(best) / STATE).read_text()))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Copy weights into the model as it stands: PEFT's own loader would change an adapter's dtype."""
-        target = model or self.model
-        weights = Path(resume_from_checkpoint) / "adapter_model.safetensors"
-        if not isinstance(target, PeftModel) or not weights.is_file():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        result = set_peft_model_state_dict(target, load_file(weights), adapter_name=target.active_adapter)
-        if result.unexpected_keys:
-            raise RunError(
-                f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
-                "no place in it. Resume with the recipe the run began with."
-            )
