@@ -90,7 +90,7 @@ def train_run(
         callbacks=[MetricsFile(run / METRICS), *progress, *callbacks],
         group_prompts=recipe.data.group_prompts,
         weights=() if isinstance(data, PreferenceStream) else weights_of(recipe),
-        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers,
+        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
     )
     pairs = _pairs(held_out, say)
     measured = pairs or held_out
