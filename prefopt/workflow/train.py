@@ -95,7 +95,7 @@ def train_run(
         callbacks=[MetricsFile(run / METRICS), *progress, alarms, *callbacks],
         group_prompts=recipe.data.group_prompts,
         weights=() if isinstance(data, PreferenceStream) else weights_of(recipe),
-        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers,
+        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
         measures=[SampleWatch(run / SAMPLES_DURING, tokenizer, held_out, recipe.eval)],
     )
     pairs = _pairs(held_out, say)
