@@ -13,6 +13,7 @@ from prefopt.config import Section
 from prefopt.errors import nearest
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+QuantizationType = Literal["nf4", "fp4", "int8"]
 ReferenceKind = Literal["auto", "adapter_off", "frozen_copy", "model", "none"]
 
 _RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
@@ -24,6 +25,34 @@ _OURS = frozenset(
 
 def _fail(sentence: str) -> PydanticCustomError:
     return PydanticCustomError("model", "{sentence}", {"sentence": sentence})
+
+
+class QuantizationSection(Section):
+    """Frozen weights kept in 4 or 8 bits by bitsandbytes: `quantization: nf4`, or these keys."""
+
+    type: QuantizationType = Field(
+        description="nf4 or fp4 (4 bits, blocks of 64 with a scale) or int8 (8 bits, a scale for each output)."
+    )
+    double_quant: bool = Field(
+        default=False, description="Keep the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5."
+    )
+    compute_dtype: DtypeName = Field(
+        default="auto", description="What nf4 and fp4 layers multiply in; auto is the model's dtype."
+    )
+    skip_modules: tuple[str, ...] = Field(
+        default=(), description="Names of modules that stay as they are, besides the head and the embeddings."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_type(self) -> QuantizationSection:
+        if self.type == "int8" and (self.double_quant or self.compute_dtype != "auto"):
+            raise _fail("double_quant and compute_dtype belong to nf4 and fp4: leave them out with int8.")
+        return self
 
 
 class LoraSection(Section):
@@ -98,6 +127,9 @@ class ModelConfig(Section):
         description="Precision of the weights. auto: bfloat16 where the machine computes it fast and the weights "
         "stay frozen, else float32 (weights that train need its small steps).",
     )
+    quantization: QuantizationSection | None = Field(
+        default=None, description="Keep the frozen weights in 4 or 8 bits (QLoRA): nf4, fp4, int8, or a section."
+    )
     device: str = Field(
         default="auto",
         description="auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, ...: where it loads.",
@@ -121,6 +153,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_adapter(self) -> ModelConfig:
+        if self.quantization is not None and self.lora is None:
+            raise _fail(
+                "'lora: null' trains all weights, and quantized ones can't be trained: leave out 'quantization', or "
+                "train an adapter."
+            )
         if self.adapter is None:
             return self
         if self.lora is None:

@@ -19,6 +19,7 @@ from prefopt.errors import ModelError, RecipeError, nearest
 from prefopt.models.adapters import load_adapter, new_adapter
 from prefopt.models.config import ModelConfig
 from prefopt.models.dtypes import resolve_device, resolve_dtype
+from prefopt.models.quantization import check_plain, load_options, settle
 from prefopt.models.source import Source, find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
 
@@ -62,10 +63,12 @@ def load_policy(
         dtype=str(dtype).removeprefix("torch."),
         cache=cache_dir or Path(constants.HF_HOME) / "prefopt",
     )
-    base = _load_base(config, source, dtype)
+    base = _load_base(config, source, dtype, device)
     tokenizer = load_tokenizer(config, source, base.get_input_embeddings().weight.shape[0])
     _settle_padding(base, tokenizer)
-    base.to(device).requires_grad_(weights_train)
+    if config.quantization is None:  # which can't be moved, and was loaded where it belongs
+        base.to(device)
+    base.requires_grad_(weights_train)
     policy = _with_adapter(base, config, trainable=trainable, seed=seed)
     return policy.train(trainable), tokenizer
 
@@ -121,14 +124,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype) -> Any:
+def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the bare model; every weight must come from its files."""
-    options = {"trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    check_plain(source.folder, source.name)
     try:
         settings = AutoConfig.from_pretrained(source.folder, **options)
         _check_architecture(settings, source.name)
         if not config.dropout:
             _drop_dropout(settings)
+        if config.quantization is not None:
+            options |= load_options(config.quantization, settings, dtype, device)
         model, report = AutoModelForCausalLM.from_pretrained(
             source.folder, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -139,6 +145,8 @@ def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype) -> Any:
             f"{source.name} lacks {len(missing)} of the weights that {type(model).__name__} needs ({missing[0]}, ...); "
             "they would be random: the files are incomplete, or belong to another architecture."
         )
+    if config.quantization is not None:
+        settle(model, source.name)
     # Saved adapters name their base by this, and a path on this machine would mean nothing elsewhere.
     model.name_or_path = settings._name_or_path = model.config._name_or_path = source.name
     return model
