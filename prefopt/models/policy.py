@@ -78,13 +78,14 @@ def _with_adapter(base: Any, config: ModelConfig, *, trainable: bool, seed: int)
         storage = "auto" if config.lora is None else config.lora.dtype
         policy = load_adapter(base, find_adapter(config.adapter), storage, trainable=trainable)
     elif config.lora is not None and trainable:
-        policy = new_adapter(base, config.lora, seed=seed)
+        policy = new_adapter(base, config.peft or config.lora, seed=seed)
     else:
         policy = base
-    if trainable and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.modules()):
+    drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.modules())
+    if trainable and (drops or (config.peft is not None and config.peft.drops)):
         warnings.warn(
             "the policy has dropout, so its log-probs depend on chance and on how completions are packed; set "
-            "model.dropout to false and model.lora.dropout to 0 for exact ones.",
+            "model.dropout to false and the adapter's dropout to 0 for exact ones.",
             stacklevel=3,
         )
     return policy

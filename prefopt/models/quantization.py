@@ -103,6 +103,11 @@ def dense_weight(layer: Any) -> Tensor:
     return dense.view(layer.weight.quant_state.shape)
 
 
+def misread(model: nn.Module) -> bool:
+    """Whether bitsandbytes itself would read some weight of the model otherwise than `dense_weight` does."""
+    return any(isinstance(layer, CpuLinear4bit) and layer.in_features % 64 for _, layer in quantized_layers(model))
+
+
 def multiplies_in(layer: Any, dtype: torch.dtype) -> bool:
     """Whether the quantized layer computes in this dtype when its input is of it."""
     return not isinstance(layer, bnb.nn.Linear4bit) or layer.compute_dtype in (None, dtype)
