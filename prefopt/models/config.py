@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -139,6 +140,11 @@ class ModelConfig(Section):
     lora: LoraSection | None = Field(
         default=LoraSection(), description="The LoRA adapter to train; null trains all weights of the model."
     )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="With 'lora: null': weights that don't train. Regular expressions that are found in their names, "
+        "or the words embeddings and head.",
+    )
     peft: PeftSection | None = Field(
         default=None, description="An adapter of another kind instead of LoRA: {peft_type: IA3, ...} and its settings."
     )
@@ -153,6 +159,13 @@ class ModelConfig(Section):
                 "'lora: null' trains all weights, and quantized ones can't be trained: leave out 'quantization', or "
                 "train an adapter."
             )
+        if self.freeze and self.lora is not None:
+            raise fail("'freeze' is for 'lora: null', which trains all weights; with an adapter the model is frozen.")
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise fail(f"freeze: '{pattern}' is no regular expression ({error}).") from error
         if self.peft is not None:
             self._check_peft(self.peft)
         if self.adapter is None:

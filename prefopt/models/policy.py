@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def load_policy(
     if config.quantization is None:  # which can't be moved, and was loaded where it belongs
         base.to(device)
     base.requires_grad_(weights_train)
+    if weights_train:
+        _freeze(base, config.freeze)
     policy = _with_adapter(base, config, trainable=trainable, seed=seed)
     return policy.train(trainable), tokenizer
 
@@ -89,6 +92,25 @@ def _with_adapter(base: Any, config: ModelConfig, *, trainable: bool, seed: int)
             stacklevel=3,
         )
     return policy
+
+
+def _freeze(model: Any, patterns: Sequence[str]) -> None:
+    """Leave out of training what the patterns name; a tied weight is embeddings and head at once."""
+    parts = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for pattern in patterns:
+        if pattern in parts:
+            found = list(parts[pattern].parameters())
+        else:
+            found = [p for name, p in model.named_parameters(remove_duplicate=False) if re.search(pattern, name)]
+        if not found:
+            raise RecipeError(
+                f"model.freeze: '{pattern}' is found in no name of a weight; they are called like "
+                f"{next(name for name, _ in model.named_parameters())}."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError("model.freeze leaves no weight that trains; take away one of its patterns.")
 
 
 def _settings(model: str | Path | Mapping[str, Any] | ModelConfig, options: Mapping[str, Any]) -> ModelConfig:

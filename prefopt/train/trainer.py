@@ -31,6 +31,7 @@ from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.offload import forward_context
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
@@ -150,7 +151,7 @@ class PreferenceTrainer(Trainer):
             self.loss_module,
             packs,
             backward=self.accelerator.backward,
-            autocast=self.accelerator.autocast,
+            autocast=forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload),
         )
         if self.state.global_step == 0:
             self._check_start(result)
