@@ -66,6 +66,10 @@ class PreferenceArguments(TrainingArguments):
         default="stop", metadata={"help": "What becomes of a step whose loss or gradient is NaN or infinite."}
     )
 
+    activation_offload: bool = field(
+        default=False, metadata={"help": "Keep what the backward pass needs in the computer's memory."}
+    )
+
     # Where transformers' default would be wrong or noisy for this trainer.
     learning_rate: float = 5e-5
     per_device_train_batch_size: int = 1
@@ -97,6 +101,11 @@ class PreferenceArguments(TrainingArguments):
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
                 "train.fp16 is true, but the CPU has no fp16 training; write train.bf16: true or leave both out."
+            )
+        if self.activation_offload and self.device.type == "cpu":
+            raise RecipeError(
+                "train.activation_offload moves activations from an accelerator to the computer's memory, and this run "
+                "is on the CPU; leave it out, or write train.activation_checkpointing: true."
             )
         if self.n_gpu > 1:
             raise RecipeError(

@@ -44,6 +44,10 @@ class TrainConfig(Section):
         description="A step whose loss or gradient is NaN or infinite: stop with its rows named and saved, or skip it.",
     )
 
+    activation_offload: bool = Field(
+        False, description="Keep what the backward pass needs in the computer's memory instead of the GPU's."
+    )
+
     @model_validator(mode="after")
     def _check_arguments(self) -> TrainConfig:
         types = argument_types()
@@ -65,14 +69,8 @@ class TrainConfig(Section):
     def arguments(self) -> PreferenceArguments:
         """Return the trainer's arguments. Raises `RecipeError` for values that contradict each other."""
         try:
-            return PreferenceArguments(
-                output_dir=str(self.output_dir),
-                examples_per_step=self.examples_per_step,
-                token_budget=self.token_budget,
-                over_budget=self.over_budget,
-                non_finite=self.non_finite,
-                **(self.__pydantic_extra__ or {}),
-            )
+            own = {name: getattr(self, name) for name in type(self).model_fields if name != "output_dir"}
+            return PreferenceArguments(output_dir=str(self.output_dir), **own, **(self.__pydantic_extra__ or {}))
         except ValueError as error:
             raise RecipeError(f"the train section contradicts itself: {error}") from error
 

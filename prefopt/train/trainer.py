@@ -28,6 +28,7 @@ from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.finite import FILE as NON_FINITE
 from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.offload import forward_context
 from prefopt.train.pace import Pace, peak_memory
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
@@ -154,7 +155,7 @@ class PreferenceTrainer(ResumableTrainer):
             self.loss_module,
             packs,
             backward=self.accelerator.backward,
-            autocast=self.accelerator.autocast,
+            autocast=forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload),
         )
         tokens = sum(pack.tokens.numel() for pack in packs)
         self._tokens += tokens
