@@ -15,7 +15,8 @@ from prefopt.data.formats import FIELDS, SCHEMAS, TRAINABLE, recognise
 from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
-from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
+from prefopt.models.config import LoraSection, ModelConfig, TokenizerSection
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import load_recipe
 from prefopt.train.config import TrainConfig
 from tests.toys import pair_rows

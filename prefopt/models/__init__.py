@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
+from prefopt.models.config import LoraSection, ModelConfig, TokenizerSection
+from prefopt.models.reference_config import ReferenceConfig
 
 _LAZY = {
     "Admission": "admission",

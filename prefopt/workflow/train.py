@@ -35,6 +35,7 @@ from prefopt.workflow.directory import (
 )
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
+from prefopt.workflow.reference import note_reference
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def train_run(
 
     if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
         say("measuring before training")
-        _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / BEFORE)
+        _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / BEFORE)
         write_json(run / SAMPLES, [{**s, "after": []} for s in _sample(recipe, model, tokenizer, held_out, "before")])
     try:
         output = trainer.train(resume_from_checkpoint=resume)
@@ -114,10 +115,12 @@ def train_run(
         write_json(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
     save_result(model, tokenizer, run)
     say("measuring after training")
-    after = _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / AFTER)
+    after = _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / AFTER)
     drawn = json.loads((run / SAMPLES).read_text())
     tuned = _sample(recipe, model, tokenizer, held_out, "after")
     write_json(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
+    if asked := note_reference(trainer.reference, run):
+        say(asked)
     before = PairEvaluation.from_dict(json.loads((run / BEFORE).read_text())) if after else None
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
 
