@@ -16,7 +16,8 @@ from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
 from prefopt.models import PeftSection
-from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, ReferenceConfig, TokenizerSection
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import load_recipe
 from prefopt.train.config import AlarmConfig, TrainConfig
 from tests.toys import pair_rows

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, train, version
+from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, reference, train, version
 from prefopt.cli.console import messages
 from prefopt.errors import PrefoptError
 
@@ -32,6 +32,7 @@ datasets = typer.Typer(
     no_args_is_help=True, help="Look at preference data before training on it, convert it, split it."
 )
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
+reference_verbs = typer.Typer(no_args_is_help=True, help="Log-probs of references, computed once and kept.")
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
 app.command("demo")(demo.demo)
@@ -48,6 +49,10 @@ loss_verbs.command("plot")(losses.plot)
 app.add_typer(kernel_verbs, name="kernels")
 kernel_verbs.command("check")(kernels.check)
 kernel_verbs.command("roofline")(kernels.roofline)
+app.add_typer(reference_verbs, name="reference")
+reference_verbs.command("build")(reference.build)
+reference_verbs.command("status")(reference.status)
+reference_verbs.command("clear")(reference.clear)
 app.command("doctor")(doctor.doctor)
 app.command("version")(version.version)
 

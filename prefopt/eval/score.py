@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from prefopt.data import Example, PreferenceData, assemble, plan_packs, tokenize_rows
+from prefopt.data.pack import Part
 from prefopt.errors import DataError, ModelError
 from prefopt.eval.intervals import Floats
 from prefopt.eval.pairs import PairScores
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
-from prefopt.records import Group
+from prefopt.records import Group, Pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,6 +73,13 @@ def pair_logprobs(
     )
 
 
+def pair_packs(policy: PackedModel, data: PreferenceData, *, token_budget: int = 8192) -> Iterator[Pack]:
+    """Yield the packs that `pair_logprobs` scores, in its order; raises as it does."""
+    groups, _ = _distinct(held_out_pairs(data).examples, shared=policy.admission.shared, token_budget=token_budget)
+    for _, pack in _packs(groups, policy, token_budget):
+        yield pack
+
+
 def held_out_pairs(data: PreferenceData) -> PreferenceData:
     """Return the pairs that an evaluation compares: of lists the best and the worst completion of each.
 
@@ -99,15 +107,12 @@ def example_logprobs(
     first = np.cumsum([0, *(len(group.completions) for group in groups)])
     found = np.full(int(first[-1]), np.nan)
     frozen = np.full(int(first[-1]), np.nan) if reference is not None else None
-    device = policy.head_weight.device
-    plans = plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row)
     with ExitStack() as stack:
         stack.enter_context(evaluating(policy.model))
         stack.enter_context(policy.attached())
         if reference is not None:
             stack.enter_context(reference.attached())
-        for plan in plans:
-            pack = assemble([part.group for part in plan], shared=shared).to(device)
+        for plan, pack in _packs(groups, policy, token_budget):
             at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
             found[at] = policy.logprobs(pack).double().cpu().numpy()
             if reference is not None and frozen is not None:
@@ -123,6 +128,13 @@ def example_logprobs(
                 "the model's weights or its precision are broken; try model.dtype=float32."
             )
     return found[place], None if frozen is None else frozen[place]
+
+
+def _packs(groups: Sequence[Group], policy: PackedModel, token_budget: int) -> Iterator[tuple[tuple[Part, ...], Pack]]:
+    """Yield every pack, on the policy's device, and the plan that it was made by."""
+    shared = policy.admission.shared
+    for plan in plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row):
+        yield plan, assemble([part.group for part in plan], shared=shared).to(policy.head_weight.device)
 
 
 def _distinct(

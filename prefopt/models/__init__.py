@@ -8,8 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, ReferenceConfig, TokenizerSection
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
 from prefopt.models.peft_section import PeftSection
+from prefopt.models.reference_config import ReferenceConfig
 
 _LAZY = {
     "Admission": "admission",

@@ -15,7 +15,6 @@ from prefopt.models.peft_section import DESCRIBES, OVER_QUANTIZED, PeftSection, 
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 QuantizationType = Literal["nf4", "fp4", "int8"]
-ReferenceKind = Literal["auto", "adapter_off", "frozen_copy", "model", "none"]
 
 _RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
 
@@ -187,56 +186,3 @@ class ModelConfig(Section):
                 f"{peft.peft_type} computes with the weights themselves, which quantization packs: choose LoRA, or one "
                 f"of {', '.join(sorted(OVER_QUANTIZED))}, or leave out 'quantization'."
             )
-
-
-class ReferenceConfig(Section):
-    """What the policy is compared with: `reference: auto`, or `reference: {model: NAME}`."""
-
-    kind: ReferenceKind = Field(
-        default="auto",
-        description="auto: the policy as it is at the start, the cheapest exact way. adapter_off: the model without "
-        "its adapter. frozen_copy: a copy of the weights that train. model: another model. none: for losses "
-        "without reference.",
-    )
-    model: str | None = Field(
-        default=None, description="Name of a model with the same vocabulary, loaded beside the policy."
-    )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of that model on the Hub.")
-    dtype: DtypeName = Field(default="auto", description="Precision of that model; auto is the policy's.")
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with that model.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: Any) -> Any:
-        if value is None:  # `reference: null`, and YAML's `~`
-            return {"kind": "none"}
-        if isinstance(value, str):
-            return {"kind": _kind(value)}
-        if not isinstance(value, Mapping):
-            return value
-        if value.get("kind") is not None:
-            return {**value, "kind": _kind(value["kind"])}
-        return {**value, "kind": "model" if value.get("model") else "auto"}
-
-    @model_validator(mode="after")
-    def _check_model(self) -> ReferenceConfig:
-        if self.kind == "model" and not self.model:
-            raise fail("a reference of kind 'model' needs the model's name: write {model: NAME}.")
-        given = {"model", "revision", "dtype", "trust_remote_code"} & self.model_fields_set
-        if self.kind != "model" and (extra := [k for k in sorted(given) if getattr(self, k) != _default(k)]):
-            raise fail(f"{', '.join(extra)} belong to a reference of kind 'model', not of kind '{self.kind}'.")
-        return self
-
-
-def _default(field: str) -> Any:
-    return ReferenceConfig.model_fields[field].default
-
-
-def _kind(word: Any) -> Any:
-    kinds = ("auto", "adapter_off", "frozen_copy", "model", "none")
-    if isinstance(word, str) and word not in kinds:
-        raise fail(
-            f"'{word}' is no reference: write one of auto, adapter_off, frozen_copy, none, or {{model: NAME}}"
-            f"{nearest(word, kinds)}"
-        )
-    return word

@@ -13,7 +13,8 @@ from prefopt.data.config import DataConfig
 from prefopt.errors import RecipeError, nearest
 from prefopt.eval.config import EvalConfig
 from prefopt.losses.config import LossConfig
-from prefopt.models.config import ModelConfig, ReferenceConfig
+from prefopt.models.config import ModelConfig
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe.paths import missing, resolved
 from prefopt.recipe.sentences import located, sentences
 from prefopt.recipe.source import Source, read, write
@@ -105,6 +106,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield (
             f"reference.kind is none, but the loss {loss.name} compares the policy with a reference; "
             "write reference: auto, or choose a loss that needs none."
+        )
+    if recipe.reference.cache is True and "divergence" in loss.extras:
+        yield (
+            f"reference.cache is true, but the loss {loss.name} compares whole distributions, and a cache holds "
+            "log-probs of single tokens; leave reference.cache out, or choose another loss."
         )
     if kind == "adapter_off" and recipe.model.lora is None:
         yield (

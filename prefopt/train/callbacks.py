@@ -1,4 +1,4 @@
-"""What listens to a run: the metrics file, the progress line, the exact epoch."""
+"""What listens to a run: the metrics file, the progress line, the exact epoch, the reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefopt.models.references import Reference
+
 
 class ExactEpoch(TrainerCallback):
     """Sets `state.epoch` from the global step: the Trainer counts from 0 again after a resume inside an epoch."""
@@ -20,6 +22,16 @@ class ExactEpoch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = state.global_step / self.steps_per_epoch
+
+
+class EndOfStep(TrainerCallback):
+    """Tells the reference after every optimizer step, before anything is saved."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.reference.end_step(state.global_step)
 
 
 class MetricsFile(TrainerCallback):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -20,12 +20,15 @@ from transformers.trainer_utils import TrainOutput
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.adapters import save_weights
+from prefopt.models.references import Reference
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.feed import Feed, StreamFeed
 from prefopt.train.metrics import MeanMetrics
 from prefopt.train.pace import Pace
 
 STATE = "prefopt_state.json"
+REFERENCE = "reference.safetensors"
+"""Weights of a reference that moves."""
 
 
 class ResumableTrainer(Trainer):
@@ -33,6 +36,7 @@ class ResumableTrainer(Trainer):
 
     feed: Feed | StreamFeed
     loss_module: Loss
+    reference: Reference
     _window: MeanMetrics
     _pace: Pace
     _tokens: int
@@ -70,6 +74,7 @@ class ResumableTrainer(Trainer):
             return False
         self._load_from_checkpoint(str(checkpoint))
         self._load_loss(self._resume)
+        self._load_reference(checkpoint)
         self.state = state
         return True
 
@@ -150,6 +155,8 @@ class ResumableTrainer(Trainer):
             "place": self.callback_handler.train_dataloader.state_dict(),
         }
         (Path(output_dir) / STATE).write_text(json.dumps(state))
+        if moved := self.reference.state_dict():
+            save_file({name: tensor.contiguous() for name, tensor in moved.items()}, Path(output_dir) / REFERENCE)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore what the Trainer forgets; it calls this just before it asks the loader for the first step."""
@@ -160,6 +167,7 @@ class ResumableTrainer(Trainer):
         self._tokens = self._resume["tokens"]
         self._skipped = self._resume["skipped"]
         self._load_loss(self._resume)
+        self._load_reference(Path(checkpoint))
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
         self.callback_handler.train_dataloader.load_state_dict(self._resume["place"])
@@ -170,11 +178,17 @@ class ResumableTrainer(Trainer):
             if state is not None:
                 buffer.copy_(torch.tensor(state["loss"][name], dtype=buffer.dtype))
 
+    def _load_reference(self, checkpoint: Path) -> None:
+        """Let a reference that moves stand where it stood when `checkpoint` was saved."""
+        saved = checkpoint / REFERENCE
+        self.reference.load_state_dict(load_file(saved) if saved.is_file() else {})
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best = self.state.best_model_checkpoint
         if best and (Path(best) / STATE).is_file():
             self._load_loss(json.loads((Path(best) / STATE).read_text()))
+            self._load_reference(Path(best))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Copy weights into the model as it stands: PEFT's own loader would change an adapter's dtype."""

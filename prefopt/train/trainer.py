@@ -20,16 +20,17 @@ from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, b
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.models.references import FrozenModel, Reference
 from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
-from prefopt.train.callbacks import ExactEpoch
+from prefopt.train.callbacks import EndOfStep, ExactEpoch
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.finite import FILE as NON_FINITE
 from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
 from prefopt.train.offload import forward_context
 from prefopt.train.pace import Pace, peak_memory
+from prefopt.train.reference import reference_of, release_if_stored
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
@@ -101,6 +102,7 @@ class PreferenceTrainer(ResumableTrainer):
         loss.to(self.args.device)
         self.packed = PackedModel(model)
         self.reference = self._reference(reference, tokenizer)
+        self.add_callback(EndOfStep(self.reference))
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
         self._measures = tuple(measures)
@@ -114,7 +116,12 @@ class PreferenceTrainer(ResumableTrainer):
             return wanted
         if isinstance(wanted, nn.Module):
             return FrozenModel(self.packed, PackedModel(wanted), "the model was given as the reference.")
-        return build_reference(wanted, self.packed, needed=self.loss_module.needs_reference, tokenizer=tokenizer)
+        built = reference_of(wanted, self.packed, self.loss_module, self.feed, self.arguments, tokenizer=tokenizer)
+        with self.accelerator.autocast():
+            device = self.args.device.type
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        release_if_stored(built, self.loss_module, self.feed, self.eval_data, self.arguments, autocast)
+        return built
 
     # ---- data ----
 
@@ -235,7 +242,7 @@ class PreferenceTrainer(ResumableTrainer):
         try:
             with self._pace.paused(), self._attached():
                 with self.accelerator.autocast():
-                    output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+                    output, seqs = evaluate_step(self.packed, self.reference, loss, list(self.eval_packs(data)))
                 for measure in self._measures:
                     measured |= measure(self.packed, self.reference, self.state.global_step)
         finally:
@@ -257,7 +264,8 @@ class PreferenceTrainer(ResumableTrainer):
         with self.packed.attached(), self.reference.attached():
             yield
 
-    def _eval_packs(self, data: PreferenceData) -> Iterator[Any]:
+    def eval_packs(self, data: PreferenceData) -> Iterator[Any]:
+        """Yield the packs that `evaluate` computes for data in the form that the loss asks for."""
         plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=self.loss_module.needs_mismatched)
         admission = self.packed.admission
         packs = build_packs(

@@ -45,9 +45,9 @@ def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ; where the run lies, who prepares its data and alarms don't count."""
+    """Return the dotted keys whose values differ; where run and cache lie, who prepares data and alarms don't count."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers"})
+    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers", "reference.cache_dir"})
     return [key for key in keys if before.get(key) != after.get(key) and not key.startswith("alarms.")]
 
 

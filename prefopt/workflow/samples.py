@@ -69,9 +69,10 @@ class SampleWatch:
                 seed=0,
             )
         self._keep(step, completions)
-        if options.temperature != 1:
+        compared = reference.live  # samples are never asked for again: they don't belong in a cache
+        if options.temperature != 1 or compared is None:
             return {}
-        kl = sampled_kl(policy, reference, prompts, completions, token_budget=options.token_budget)
+        kl = sampled_kl(policy, compared, prompts, completions, token_budget=options.token_budget)
         return {} if kl is None else {"kl": kl.per_completion, "kl_per_token": kl.per_token}
 
     def _keep(self, step: int, completions: list[Tokens]) -> None:

@@ -38,6 +38,7 @@ from prefopt.workflow.directory import (
 )
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
+from prefopt.workflow.reference import note_reference
 from prefopt.workflow.samples import SampleWatch, sample_texts
 
 
@@ -109,7 +110,7 @@ def train_run(
 
     if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
         say("measuring before training")
-        _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / BEFORE)
+        _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / BEFORE)
         untrained = sample_texts(recipe.eval, model, tokenizer, held_out, "before")
         write_json(run / SAMPLES, [{**sample, "after": []} for sample in untrained])
     try:
@@ -121,10 +122,12 @@ def train_run(
         write_json(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
     save_result(model, tokenizer, run)
     say("measuring after training")
-    after = _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / AFTER)
+    after = _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / AFTER)
     drawn = json.loads((run / SAMPLES).read_text())
     tuned = sample_texts(recipe.eval, model, tokenizer, held_out, "after")
     write_json(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
+    if asked := note_reference(trainer.reference, run):
+        say(asked)
     before = PairEvaluation.from_dict(json.loads((run / BEFORE).read_text())) if after else None
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
 
