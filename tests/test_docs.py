@@ -15,7 +15,8 @@ from prefopt.data.formats import FIELDS, SCHEMAS, TRAINABLE, recognise
 from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
-from prefopt.models.config import LoraSection, ModelConfig, TokenizerSection
+from prefopt.models import PeftSection
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
 from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import load_recipe
 from prefopt.train.config import TrainConfig
@@ -76,6 +77,8 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig,
         "model.lora": LoraSection,
+        "model.peft": PeftSection,
+        "model.quantization": QuantizationSection,
         "model.tokenizer": TokenizerSection,
         "data": DataConfig,
         "reference": ReferenceConfig,

@@ -6,7 +6,6 @@ Results go to stdout and messages to stderr. Exit codes: 0 done, 1 the run faile
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
 from typing import Annotated
@@ -75,8 +74,6 @@ def main() -> None:
     """Run the command line and exit: the console script."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    # A line about a faster kernel that prefopt does not use, printed by every import on some CPUs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         app(arguments, prog_name="prefopt")
     except PrefoptError as error:

@@ -53,6 +53,10 @@ class PreferenceArguments(TrainingArguments):
         default="own_pack", metadata={"help": "What becomes of an example that is longer than token_budget."}
     )
 
+    activation_offload: bool = field(
+        default=False, metadata={"help": "Keep what the backward pass needs in the computer's memory."}
+    )
+
     # Where transformers' default would be wrong or noisy for this trainer.
     learning_rate: float = 5e-5
     per_device_train_batch_size: int = 1
@@ -80,6 +84,11 @@ class PreferenceArguments(TrainingArguments):
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
                 "train.fp16 is true, but the CPU has no fp16 training; write train.bf16: true or leave both out."
+            )
+        if self.activation_offload and self.device.type == "cpu":
+            raise RecipeError(
+                "train.activation_offload moves activations from an accelerator to the computer's memory, and this run "
+                "is on the CPU; leave it out, or write train.activation_checkpointing: true."
             )
         if self.n_gpu > 1:
             raise RecipeError(

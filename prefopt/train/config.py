@@ -39,6 +39,10 @@ class TrainConfig(Section):
         "own_pack", description="An example alone that is longer than token_budget: a pack of its own, or an error."
     )
 
+    activation_offload: bool = Field(
+        False, description="Keep what the backward pass needs in the computer's memory instead of the GPU's."
+    )
+
     @model_validator(mode="after")
     def _check_arguments(self) -> TrainConfig:
         types = argument_types()
@@ -65,6 +69,7 @@ class TrainConfig(Section):
                 examples_per_step=self.examples_per_step,
                 token_budget=self.token_budget,
                 over_budget=self.over_budget,
+                activation_offload=self.activation_offload,
                 **(self.__pydantic_extra__ or {}),
             )
         except ValueError as error:

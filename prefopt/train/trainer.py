@@ -24,6 +24,7 @@ from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import EndOfStep, ExactEpoch
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.offload import forward_context
 from prefopt.train.reference import reference_of, release_if_stored
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
@@ -147,7 +148,7 @@ class PreferenceTrainer(ResumableTrainer):
             self.loss_module,
             packs,
             backward=self.accelerator.backward,
-            autocast=self.accelerator.autocast,
+            autocast=forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload),
         )
         if self.state.global_step == 0:
             self._check_start(result)
