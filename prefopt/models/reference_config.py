@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from prefopt.config import Section
 from prefopt.errors import nearest
-from prefopt.models.config import DtypeName
+from prefopt.models.config import DtypeName, QuantizationSection
+from prefopt.models.peft_section import fail
 
 ReferenceKind = Literal["auto", "adapter_off", "frozen_copy", "model", "moving", "none"]
 CacheChoice = Literal["auto"] | bool
@@ -20,6 +20,7 @@ _BELONG: dict[str, tuple[ReferenceKind, ...]] = {
     "model": ("model",),
     "revision": ("model",),
     "dtype": ("model",),
+    "quantization": ("model",),
     "device": ("model",),
     "trust_remote_code": ("model",),
     "every": ("moving",),
@@ -42,6 +43,9 @@ class ReferenceConfig(Section):
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of that model on the Hub.")
     dtype: DtypeName = Field(default="auto", description="Precision of that model; auto is the policy's.")
+    quantization: QuantizationSection | None = Field(
+        default=None, description="Keep that model in 4 or 8 bits: nf4, fp4, int8, or a section as the model's."
+    )
     device: str = Field(
         default="auto", description="Where that model computes: auto (beside the policy), cpu, cuda, cuda:1, mps, ..."
     )
@@ -77,12 +81,12 @@ class ReferenceConfig(Section):
     @model_validator(mode="after")
     def _check_kind(self) -> ReferenceConfig:
         if self.kind == "model" and not self.model:
-            raise _fail("a reference of kind 'model' needs the model's name: write {model: NAME}.")
+            raise fail("a reference of kind 'model' needs the model's name: write {model: NAME}.")
         if self.kind == "moving" and self.every is None:
-            raise _fail("a reference of kind 'moving' needs to know when it moves: write {kind: moving, every: STEPS}.")
+            raise fail("a reference of kind 'moving' needs to know when it moves: write {kind: moving, every: STEPS}.")
         extra = [key for key, kinds in sorted(_BELONG.items()) if self.kind not in kinds and self._is_set(key)]
         if extra:
-            raise _fail(
+            raise fail(
                 f"{', '.join(extra)} belong to a reference of kind '{_BELONG[extra[0]][0]}', not of kind '{self.kind}'."
             )
         if self.cache is True and self.kind in ("moving", "none"):
@@ -91,21 +95,17 @@ class ReferenceConfig(Section):
                 if self.kind == "moving"
                 else ("'none' has no log-probs to keep")
             )
-            raise _fail(f"{why}, so there can be no cache of it: leave reference.cache out.")
+            raise fail(f"{why}, so there can be no cache of it: leave reference.cache out.")
         return self
 
     def _is_set(self, key: str) -> bool:
         return key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default
 
 
-def _fail(sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("reference", "{sentence}", {"sentence": sentence})
-
-
 def _kind(word: Any) -> Any:
     kinds = get_args(ReferenceKind)
     if isinstance(word, str) and word not in kinds:
-        raise _fail(
+        raise fail(
             f"'{word}' is no reference: write one of auto, adapter_off, frozen_copy, none, {{model: NAME}}, or "
             f"{{kind: moving, every: STEPS}}{nearest(word, kinds)}"
         )

@@ -24,7 +24,8 @@ def reference_of(
 ) -> Reference:
     """Return the reference that a recipe's section asks for, behind a cache where that is asked for or pays."""
     config = reference_config(wanted)
-    built = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer)
+    later = config.cache is not False  # which may have all that is asked of another model
+    built = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer, later=later)
     repeats = _epochs(feed, args) > 1
     return cached(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
 

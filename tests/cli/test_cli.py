@@ -25,6 +25,9 @@ VERBS = [
     "data split",
     "losses",
     "losses plot",
+    "reference build",
+    "reference status",
+    "reference clear",
     "doctor",
     "version",
 ]

@@ -15,14 +15,19 @@ from typing import Any
 
 import torch
 
+from prefopt.models.references.store import Store, Value
+
 POINTS: dict[str, tuple[Any, str]] = {
     "backward": (torch.Tensor, "backward"),
     "optimizer step": (torch.optim.AdamW, "step"),
     "saving a file": (torch, "save"),
     "sync": (os, "fsync"),
     "rename": (Path, "rename"),
+    "storing log-probs": (Store, "write"),
+    "storing half of them": (Value, "checksum"),
 }
-"""What can be reached -> the function that is entered there. The last three are inside the writing of a checkpoint."""
+"""What can be reached -> the function that is entered there. Files are those of a checkpoint, log-probs a reference's;
+half of them are stored when the transaction has begun."""
 
 
 def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:

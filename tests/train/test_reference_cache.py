@@ -14,12 +14,12 @@ import prefopt
 from prefopt.errors import RecipeError, RunError
 from prefopt.losses import build
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import CachedReference, FrozenCopy, build_reference
+from prefopt.models.references import CachedReference, FrozenCopy, LaterModel, build_reference
 from prefopt.recipe import load_recipe
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 from prefopt.workflow import build_cache, train_run
 from tests.models.loading import copy, edit
-from tests.toys import list_rows, pair_rows, write_rows
+from tests.toys import list_rows, pair_rows, save_tiny_model, write_rows
 
 
 def make_trainer(
@@ -259,6 +259,42 @@ def test_a_full_fine_tuning_whose_reference_is_stored_holds_no_copy_and_learns_t
     other = prefopt.load_preferences(pair_rows(3, seed=9), second.processing_class)
     with pytest.raises(RunError, match="was not in the reference cache when the run began"):
         second.evaluate(other)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_another_model_is_loaded_once_and_then_not_until_something_new_is_asked(
+    tmp_path: Path, tiny_model: Path, quantization: str | None
+) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    wanted = {"model": str(other), "quantization": quantization, "cache": True, "cache_dir": tmp_path / "cache"}
+
+    def start(rows: Any = None, **options: Any) -> PreferenceTrainer:
+        trainer = make_trainer(tmp_path, tiny_model, reference=wanted, rows=rows, num_train_epochs=1, **options)
+        assert isinstance(trainer.reference.inner, LaterModel)
+        return trainer
+
+    first = start()
+    assert first.reference.inner.is_loaded, "its weights are not known yet"
+    first.train()
+    second = start()
+    second.train()
+    assert not second.reference.inner.is_loaded
+    assert "loaded when a log-prob is asked for that is not kept" in second.reference.reason
+    assert losses(second) == losses(first)
+    third = start(pair_rows(24, seed=3))
+    third.train()
+    assert third.reference.inner.is_loaded
+    plain = make_trainer(
+        tmp_path, tiny_model, reference={**wanted, "cache": False, "cache_dir": None}, rows=pair_rows(24, seed=3),
+        num_train_epochs=1,
+    )  # fmt: skip
+    plain.train()
+    assert losses(third) == losses(plain)
+    wanted = {**wanted, "quantization": "fp4"}
+    assert start().reference.inner.is_loaded, "other weights"
+    save_tiny_model(other, seed=2)
+    wanted = {**wanted, "quantization": quantization}
+    assert start().reference.inner.is_loaded, "other files"
 
 
 @pytest.mark.parametrize(("epochs", "on"), [(1, False), (1.5, True), (2, True)])

@@ -22,6 +22,7 @@ RECIPE = """
 model: {{name: {model}, dtype: float32, lora: {{r: 4, alpha: 8}}}}
 data: {{train: {data}, max_length: 256{more}}}
 loss: {{name: {loss}, beta: 0.1}}
+reference: {{{reference}cache_dir: {run}-cache}}
 train:
   output_dir: {run}
   examples_per_step: 8
@@ -41,14 +42,19 @@ LENGTH = {  # past an epoch's end, and past several windows
     "kto of a stream by workers": "max_steps: 14",
 }
 DATA = {"kto of a stream by workers": ", streaming: true, window: 20, workers: 2"}
+MOVING = "kind: moving, every: 3, mix: 0.25, "
+"""Each run has a cache of its own: two runs with one would compare what one of them computed."""
 
 
-def recipe_for(folder: Path, model: Path, loss: str, run: str) -> Path:
+def recipe_for(folder: Path, model: Path, loss: str, run: str, reference: str = "cache: true, ") -> Path:
     data = write_rows(folder / "pairs.jsonl", pair_rows(60))
     path = folder / f"{run}.yaml"
-    about = {"loss": loss.split()[0], "length": LENGTH[loss], "more": DATA.get(loss, "")}
+    about = {"loss": loss.split()[0], "length": LENGTH[loss], "more": DATA.get(loss, ""), "reference": reference}
     path.write_text(RECIPE.format(model=model, data=data, run=folder / run, **about))
     return path
+
+
+MID_STEP = ["backward", "optimizer step", "storing log-probs", "storing half of them"]
 
 
 def command(recipe: Path, *extra: str) -> list[str]:
@@ -96,13 +102,27 @@ def test_a_run_killed_mid_step_and_mid_checkpoint_ends_with_the_same_bits(uninte
     recipe = recipe_for(whole.parent, tiny_model, loss, f"killed-{seed}")
     run = whole.parent / f"killed-{seed}"
 
-    assert kill(recipe, draw.choice(["backward", "optimizer step"]), draw.randint(4, 8))
+    assert kill(recipe, draw.choice(MID_STEP), draw.randint(4, 8))
     assert kill(recipe, draw.choice(["saving a file", "sync", "rename"]), draw.randint(1, 3))
     assert list(run.glob(".writing-checkpoint-*")), "the kill hit inside a checkpoint, which it left unfinished"
     finish(recipe, "--resume")
 
     assert weights(run) == weights(whole)
     assert losses(run) == losses(whole), "every step is logged once, with the loss of the uninterrupted run"
+
+
+def test_a_reference_that_moves_stands_after_a_kill_where_it_would_have_stood(tmp_path: Path, tiny_model: Path) -> None:
+    whole, killed, still = (
+        recipe_for(tmp_path, tiny_model, "dpo", name, reference)
+        for name, reference in (("whole", MOVING), ("killed", MOVING), ("still", ""))
+    )
+    finish(whole)
+    assert kill(killed, "optimizer step", 12)
+    finish(killed, "--resume")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    finish(still)
+    assert losses(tmp_path / "still") != losses(tmp_path / "whole"), "it did move"
 
 
 @pytest.mark.soak

@@ -5,6 +5,7 @@ from prefopt.models.references.build import build_reference, reference_config
 from prefopt.models.references.cached import Asked, CacheCounts, CachedReference
 from prefopt.models.references.caching import cached
 from prefopt.models.references.kinds import AdapterOff, FrozenCopy, FrozenModel
+from prefopt.models.references.later import LaterModel
 from prefopt.models.references.moving import MovingCopy
 from prefopt.models.references.store import Store, Usage, default_folder
 
@@ -15,6 +16,7 @@ __all__ = [
     "CachedReference",
     "FrozenCopy",
     "FrozenModel",
+    "LaterModel",
     "MovingCopy",
     "NoReference",
     "Reference",

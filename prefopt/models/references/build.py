@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from pydantic import ValidationError
 
@@ -15,7 +19,9 @@ from prefopt.models.policy import load_policy
 from prefopt.models.reference_config import ReferenceConfig
 from prefopt.models.references.base import NoReference, Reference
 from prefopt.models.references.kinds import AdapterOff, FrozenCopy, FrozenModel
+from prefopt.models.references.later import LaterModel, source_key
 from prefopt.models.references.moving import MovingCopy
+from prefopt.models.source import find_model
 
 
 def build_reference(
@@ -24,6 +30,7 @@ def build_reference(
     *,
     needed: bool,
     tokenizer: Any = None,
+    later: bool = False,
 ) -> Reference:
     """Return the reference that `kind` names for this policy, as the policy is now.
 
@@ -37,6 +44,7 @@ def build_reference(
         policy: the model that will train.
         needed: whether the loss compares with a reference.
         tokenizer: of the policy; with it, the vocabulary of another model is compared token by token.
+        later: give another model as a `LaterModel`, which loads and checks it when something is asked of it.
 
     Raises:
         RecipeError: when the loss needs a reference and gets none, or the policy or the named model can't be it.
@@ -54,7 +62,10 @@ def build_reference(
     if config.kind == "frozen_copy":
         return FrozenCopy(policy, "the recipe asks for a frozen copy of the weights that train.")
     if config.kind == "model":
-        return _frozen_model(config, policy, tokenizer)
+        if not later:
+            return _frozen_model(config, policy, tokenizer)
+        load, source = partial(_frozen_model, config, policy, tokenizer), partial(_source, config, policy, tokenizer)
+        return LaterModel(load, source, f"the recipe names {config.model}.")
     if config.kind == "moving":
         return _moving(config, policy)
     return _auto(policy)
@@ -98,19 +109,16 @@ def _moving(config: ReferenceConfig, policy: PackedModel) -> Reference:
     return MovingCopy(policy, reason, every=config.every, mix=config.mix)
 
 
-def _frozen_model(config: ReferenceConfig, policy: PackedModel, tokenizer: Any) -> Reference:
+def _frozen_model(config: ReferenceConfig, policy: PackedModel, tokenizer: Any) -> FrozenModel:
     assert config.model is not None  # ReferenceConfig sees to it
-    dtype = config.dtype
-    if dtype == "auto":
-        frozen = str(policy.head_weight.dtype).removeprefix("torch.")
-        dtype = "float32" if frozen == "float64" else frozen  # type: ignore[assignment]  # one of the names
-    device = str(policy.head_weight.device) if config.device == "auto" else config.device
+    dtype, device = _dtype_and_device(config, policy)
     model, own = load_policy(
         config.model,
         trainable=False,
         revision=config.revision,
         dtype=dtype,
         device=device,
+        quantization=config.quantization,
         trust_remote_code=config.trust_remote_code,
     )
     _check_vocabulary(config.model, own, model, policy, tokenizer)
@@ -122,6 +130,37 @@ def _frozen_model(config: ReferenceConfig, policy: PackedModel, tokenizer: Any) 
             f"({can.reason}): choose a reference of the policy's architecture."
         )
     return FrozenModel(policy, packed, f"the recipe names {config.model}.")
+
+
+def _source(config: ReferenceConfig, policy: PackedModel, tokenizer: Any) -> str:
+    """Return the key of what the named model is loaded from and checked against."""
+    assert config.model is not None
+    dtype, device = _dtype_and_device(config, policy)
+    found = find_model(
+        config.model,
+        revision=config.revision,
+        remote_code=config.trust_remote_code,
+        dtype=dtype,
+        cache=Path(constants.HF_HOME) / "prefopt",
+    )
+    vocabulary = policy.head_weight.shape[0] if tokenizer is None else sorted(tokenizer.get_vocab().items())
+    options = {
+        "dtype": dtype,
+        "device": torch.device(device).type,
+        "quantization": config.quantization and config.quantization.model_dump(mode="json"),
+        "vocabulary": vocabulary,
+        "shared prompts": policy.admission.shared,
+    }
+    return source_key(found.folder, options)
+
+
+def _dtype_and_device(config: ReferenceConfig, policy: PackedModel) -> tuple[str, str]:
+    """Return what the model computes in and where: as the policy does, unless the recipe says otherwise."""
+    dtype: str = config.dtype
+    if dtype == "auto":
+        own = str(policy.head_weight.dtype).removeprefix("torch.")
+        dtype = "float32" if own == "float64" else own
+    return dtype, str(policy.head_weight.device) if config.device == "auto" else config.device
 
 
 def _check_vocabulary(name: str, own: Any, model: Any, policy: PackedModel, tokenizer: Any) -> None:

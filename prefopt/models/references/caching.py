@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from prefopt.errors import RecipeError
 from prefopt.models.reference_config import ReferenceConfig
 from prefopt.models.references.base import NoReference, Reference
 from prefopt.models.references.cached import CachedReference
 from prefopt.models.references.identity import Identity
+from prefopt.models.references.later import LaterModel
 from prefopt.models.references.moving import MovingCopy
 from prefopt.models.references.store import FORMAT, Store, default_folder
 
@@ -27,33 +30,43 @@ def cached(reference: Reference, config: ReferenceConfig, *, repeats: bool, need
     if config.cache is False or isinstance(reference, NoReference | MovingCopy):
         return reference
     asked = config.cache is True
-    identity = None if needs_states else reference.identity()
-    if identity is None:
-        why = (
-            "the loss compares whole distributions, and a cache holds log-probs of single tokens"
-            if needs_states
-            else "its weights can't be read whole by this process, so a cache could not tell them from others"
-        )
-        if asked:
-            raise RecipeError(
-                f"reference.cache is true, but {why}: write reference.cache: auto, or choose another loss."
-            )
-        return _uncached(reference, f"Nothing of it is kept: {why}.")
+    if needs_states:
+        return _uncached(reference, "the loss compares whole distributions, and a cache holds log-probs alone", asked)
     folder = config.cache_dir or default_folder()
+    once = "the run looks at each example once"
     if not (asked or repeats or (folder / f"v{FORMAT}").is_dir()):
-        return _uncached(reference, "Nothing of it is kept: the run looks at each example once.")
+        return _uncached(reference, once)
     store = Store(folder, required=asked)
+    identity = _identity(reference, store)
+    if identity is None:
+        return _uncached(reference, "its weights are not all in this process, so they can't be told from others", asked)
     if asked:
         return CachedReference(reference, identity, store, f"Its log-probs are kept in {folder}, as the recipe asks.")
     if not store.works:
-        return _uncached(reference, f"Nothing of it is kept: {folder} can't be written.")
+        return _uncached(reference, f"{folder} can't be written")
     if repeats:
         why = f"Its log-probs are kept in {folder}, since the run looks at its examples more than once."
         return CachedReference(reference, identity, store, why)
     if _known(store, identity):
         return CachedReference(reference, identity, store, f"Its log-probs are read from {folder}, which has some.")
     store.close()
-    return _uncached(reference, "Nothing of it is kept: the run looks at each example once.")
+    return _uncached(reference, once)
+
+
+def _identity(reference: Reference, store: Store) -> Identity | None:
+    """Return a reference's identity; of a model that an earlier run loaded from the same files without loading it."""
+    if not isinstance(reference, LaterModel):
+        return reference.identity()
+    source = reference.source()
+    if (known := store.remembered(source)) is not None:
+        setting, weights, about = known
+        reference.reason += " It is loaded when a log-prob is asked for that is not kept."
+        return Identity(json.loads(setting), about, tuple, known_weights=weights)
+    identity = reference.identity()
+    if identity is not None:
+        setting = json.dumps(identity.setting)
+        store.remember(source, setting, identity.weights_key, identity.about)
+    return identity
 
 
 def _known(store: Store, identity: Identity) -> bool:
@@ -62,6 +75,11 @@ def _known(store: Store, identity: Identity) -> bool:
     return bool(rows) and any(row.weights == identity.weights_key for row in rows)
 
 
-def _uncached(reference: Reference, why: str) -> Reference:
-    reference.reason = f"{reference.reason} {why}"
+def _uncached(reference: Reference, why: str, asked: bool = False) -> Reference:
+    """Return a reference that keeps nothing, and says why; refuse that where the recipe asks for a cache."""
+    if asked:
+        raise RecipeError(f"reference.cache is true, but {why}: write reference.cache: auto.")
+    if isinstance(reference, LaterModel):
+        reference = reference.model
+    reference.reason = f"{reference.reason} Nothing of it is kept: {why}."
     return reference

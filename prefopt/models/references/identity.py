@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from prefopt.kernels.backends import recommend
 from prefopt.models.packed import PackedModel
+from prefopt.models.quantization import quantized_layers
 
 COMPUTED_AS = 1
 """Raised whenever the same reference gives other log-probs than before, so that what was kept is not used."""
@@ -45,16 +47,18 @@ class Identity:
     """What it is, for people."""
     tensors: Callable[[], Iterable[tuple[str, Tensor]]]
     """Gives every weight that it computes with, by name."""
+    known_weights: str | None = None
+    """`weights_key`, where it was found out before."""
 
     @cached_property
     def setting_key(self) -> str:
         """Of `setting`, 32 hexadecimal digits."""
-        return _hex(json.dumps(self.setting, sort_keys=True, default=str))
+        return _hex(json.dumps(self.setting, sort_keys=True))
 
     @cached_property
     def weights_key(self) -> str:
         """Of the weights' content, 32 hexadecimal digits; read when first asked for."""
-        return digest(self.tensors())
+        return digest(self.tensors()) if self.known_weights is None else self.known_weights
 
     def key(self, autocast: torch.dtype | None) -> str:
         """Return the key of all of it, computed with autocast to a dtype or without."""
@@ -89,11 +93,12 @@ def identity_of(packed: PackedModel, kind: str, *, adapter: bool) -> Identity | 
         "dtype": dtype,
         "backend": backend,
         "precision": torch.get_float32_matmul_precision(),
-        "versions": {name: importlib.metadata.version(name) for name in _versions(backend)},
+        "versions": software(["triton"] * (backend == "triton") + ["bitsandbytes"] * any(quantized_layers(model))),
     }
     name = getattr(causal, "name_or_path", "") or type(causal).__name__
     about = f"{name}, {kind}, {dtype} on {weight.device.type}"
-    return Identity(setting, about, lambda: weights_of(model, adapter=adapter))
+    # As it would come back from a file: there keys are text, and sorted as text.
+    return Identity(json.loads(json.dumps(setting, default=str)), about, lambda: weights_of(model, adapter=adapter))
 
 
 def weights_of(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:
@@ -107,6 +112,7 @@ def weights_of(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
     own = dict(wrappers)
+    quantized = dict(quantized_layers(model))
     learnt = {f"{name}.inv_freq" for name, module in model.named_modules() if hasattr(module, "original_inv_freq")}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if name in learnt:  # dynamic RoPE: follows the longest row so far, and starts again from its original
@@ -115,12 +121,19 @@ def weights_of(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor
         if plain is None:
             continue
         yield plain, tensor
-        state = getattr(tensor, "quant_state", None)
-        scales = {} if state is None else state.as_dict(packed=True)
-        if isinstance(scale := getattr(tensor, "SCB", None), Tensor):
-            scales["SCB"] = scale
-        for part, value in scales.items():
+        for part, value in _scales(quantized.get(name.removesuffix(".weight"))).items():
             yield f"{plain}.{part}", value
+
+
+def _scales(layer: Any) -> dict[str, Tensor]:
+    """Return what turns a quantized layer's weight into numbers; nothing of another layer."""
+    if layer is None:
+        return {}
+    if (state := getattr(layer.weight, "quant_state", None)) is not None:
+        found: dict[str, Tensor] = state.as_dict(packed=True)
+        return found
+    # bitsandbytes moves the scale after a first use.
+    return {"SCB": layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB}
 
 
 def _plain(name: str, wrappers: dict[str, str]) -> str | None:
@@ -165,8 +178,13 @@ def _adapter(model: PeftModel) -> dict[str, Any]:
     }
 
 
-def _versions(backend: str) -> tuple[str, ...]:
-    return ("prefopt", "torch", "transformers", "peft", *(["triton"] if backend == "triton" else []))
+def software(besides: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of what computes log-probs, and of further packages that are here."""
+    found = {name: importlib.metadata.version(name) for name in ("prefopt", "torch", "transformers", "peft")}
+    for name in besides:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _hex(text: str) -> str:

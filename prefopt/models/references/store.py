@@ -34,6 +34,9 @@ CREATE TABLE IF NOT EXISTS reference (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE NOT NULL, setting TEXT NOT NULL, weights TEXT NOT NULL,
     about TEXT NOT NULL, used REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS source (
+    key TEXT PRIMARY KEY, setting TEXT NOT NULL, weights TEXT NOT NULL, about TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS value (
     reference INTEGER NOT NULL, completion BLOB NOT NULL, per_token INTEGER NOT NULL, length INTEGER NOT NULL,
     data BLOB NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (reference, completion, per_token)
@@ -132,6 +135,17 @@ class Store:
     def works(self) -> bool:
         """Whether values can be kept."""
         return self._connection is not None and self._writes
+
+    def remembered(self, source: str) -> tuple[str, str, str] | None:
+        """Return the setting (JSON), the weights' key and the name of the model that files of this key give."""
+        query = "SELECT setting, weights, about FROM source WHERE key = ?"
+        found: tuple[str, str, str] | None = self._run(lambda c: c.execute(query, (source,)).fetchone())
+        return found
+
+    def remember(self, source: str, setting: str, weights: str, about: str) -> None:
+        """Keep what files give once they are loaded, so that another run need not load them to know."""
+        insert = "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?)"
+        self._run(lambda c: c.execute(insert, (source, setting, weights, about)).rowcount, writes=True)
 
     def knows(self, setting: str) -> list[ReferenceRow]:
         """Return the references that compute by `setting` and have values, whatever their weights."""
