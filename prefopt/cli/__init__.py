@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, reference, train, version
+from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, merge, push, reference, train, version
 from prefopt.cli.console import messages
 from prefopt.errors import PrefoptError
 
@@ -40,6 +40,8 @@ app.command("train")(train.train)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
 app.command("chat")(chat.chat)
+app.command("merge")(merge.merge)
+app.command("push")(push.push)
 app.add_typer(datasets, name="data")
 datasets.command("inspect")(data.inspect)
 datasets.command("convert")(data.convert)

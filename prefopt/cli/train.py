@@ -41,7 +41,9 @@ def train(
     overrides = overrides or []
     plan = load_recipe(recipe, overrides)
     from prefopt.report import write_report  # after the check: a typing mistake should not wait for these imports
+    from prefopt.report.card import write_card
     from prefopt.workflow import train_run
+    from prefopt.workflow.push import weights_of
 
     console = messages()
     try:
@@ -51,4 +53,5 @@ def train(
         console.print(f"Interrupted. Go on from the last checkpoint with:\n  {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     console.print(f"report: {write_report(result.path)}", soft_wrap=True, highlight=False)
+    write_card(result.path, weights_of(result.path))
     typer.echo(result.path)

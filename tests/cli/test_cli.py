@@ -20,6 +20,8 @@ VERBS = [
     "train",
     "eval pairs",
     "chat",
+    "merge",
+    "push",
     "data inspect",
     "data convert",
     "data split",

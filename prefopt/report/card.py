@@ -1,0 +1,169 @@
+"""A model card: README.md beside an adapter or a merged model, as the Hugging Face Hub shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from prefopt.errors import RunError
+from prefopt.report import figures, tables
+from prefopt.report.read import RunFiles, read_run
+from prefopt.report.verdict import judge
+from prefopt.workflow.merge import Merged
+
+CARD = "README.md"
+FIGURES = "figures"
+_STYLE = Path(__file__).parent / "style.css"
+
+
+def write_card(run: Path, folder: Path, *, merged: Merged | None = None, license: str | None = None) -> Path:
+    """Write README.md, and the curves of the run as SVG files, beside weights that a run made; return its path.
+
+    Files and folders of this machine appear by their last name alone.
+
+    Args:
+        run: the run directory.
+        folder: where the weights lie; a card that is there is replaced.
+        merged: what `merge_run` returned, where the weights are a merged model.
+        license: an identifier of the Hub; None takes that of the base model where its folder has a card.
+
+    Raises:
+        RunError: `run` is no run, or `folder` can't be written.
+    """
+    files = read_run(run)
+    curves = figures.training_curves(files)
+    try:
+        if curves:
+            (folder / FIGURES).mkdir(exist_ok=True)
+        for number, curve in enumerate(curves):
+            (folder / FIGURES / f"{number}.svg").write_text(_standalone(str(curve.svg)), encoding="utf-8")
+        text = "\n\n".join(_parts(files, folder, merged, license, curves)) + "\n"
+        (folder / CARD).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"The model card can't be written to {folder}: {error.strerror}.") from error
+    return folder / CARD
+
+
+def _parts(
+    run: RunFiles, folder: Path, merged: Merged | None, license: str | None, curves: list[figures.Drawing]
+) -> Iterator[str]:
+    recipe = run.recipe
+    base, loss = str(_of(recipe, "model", "name")), str(_of(recipe, "loss", "name") or "dpo")
+    kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
+    yield f"---\n{_metadata(recipe, base, loss, kind, license)}\n---"
+    name = run.path.resolve().name
+    yield f"# {name}"
+    link = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
+    made = {"adapter": "A PEFT adapter of", "model": "A fine-tune of"}[kind]
+    yield f"{made} {link}, trained on preferences with the loss `{loss}` by prefopt."
+    yield _use(base, kind, folder)
+    verdict = judge(run)
+    yield "\n\n".join(["## Result", f"**{verdict.title}.**", *verdict.sentences])
+    if lines := tables.held_out(run):
+        yield "## Held-out pairs\n\n" + _table(["measure", "before", "after"], lines)
+    if run.data and (lines := tables.data_lines(run)):
+        yield "## Data\n\n" + _table(["", *tables.data_columns(run)], lines)
+    for number, curve in enumerate(curves):
+        yield f"![{curve.title}]({FIGURES}/{number}.svg)\n\n{curve.words}"
+    if merged is not None:
+        yield _merged(merged)
+    yield f"## Recipe\n\n```yaml\n{yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True).rstrip()}\n```"
+
+
+def _metadata(recipe: Mapping[str, Any], base: str, loss: str, kind: str, license: str | None) -> str:
+    trained = _of(recipe, "data", "train")
+    names = [str(s.get("source") if isinstance(s, Mapping) else s) for s in _listed(trained)]
+    data = ModelCardData(
+        base_model=base if _on_hub(base) else None,
+        base_model_relation=("adapter" if kind == "adapter" else "finetune") if _on_hub(base) else None,
+        library_name="peft" if kind == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        license=license or _license(base),
+        datasets=[name for name in names if _on_hub(name)] or None,
+        tags=["prefopt", "preference-optimization", *re.findall(r"[a-z_]+(?=\(|$| \+)", loss)[:3]],
+    )
+    return str(data.to_yaml())
+
+
+def _use(base: str, kind: str, folder: Path) -> str:
+    lines = ["## Use", "", "```python"]
+    if kind == "adapter":
+        lines.append("from peft import PeftModel")
+    lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if kind == "adapter":
+        lines += [
+            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{_shown(base)}"), HERE)',
+        ]
+    else:
+        lines += ["model = AutoModelForCausalLM.from_pretrained(HERE)"]
+    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(HERE)", "```"]).replace(
+        "HERE", f'"{folder.name}"'
+    )
+
+
+def _merged(merged: Merged) -> str:
+    text = f"## Merged\n\nThe adapter was added to the weights in float32 and saved as {merged.dtype}."
+    if merged.quantized:
+        text += " It was trained on quantized weights, and those, unpacked, are what this model holds."
+    if (drift := merged.drift) is not None:
+        text += (
+            f" Against the policy with its adapter on, log-probs of {drift.completions} completions differ by "
+            f"{drift.token_mean:.2g} nats a token on average and {drift.token_max:.2g} at most."
+        )
+    return text
+
+
+def _table(columns: list[str], lines: list[tables.Line]) -> str:
+    rows = [[line.label, *(f"{c.value} ({c.note})" if c.note else c.value for c in line.cells)] for line in lines]
+    text = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in text)
+
+
+def _standalone(svg: str) -> str:
+    """Return a figure of the report's page with the page's colours inside."""
+    colours: dict[str, str] = {}
+    for name, colour in re.findall(r"(--[a-z]+): (#[0-9a-f]{6})", _STYLE.read_text(encoding="utf-8")):
+        colours.setdefault(name, colour)  # the first are those of a light page
+    rules = ";".join(f"{name}:{colour}" for name, colour in colours.items())
+    style = f"<style>svg{{{rules};background:var(--card)}}text{{font-family:sans-serif}}</style>"
+    return svg.replace(">", f">{style}", 1)
+
+
+def _public(value: Any) -> Any:
+    """Return the recipe without this machine's folders, and without what is null."""
+    if isinstance(value, Mapping):
+        return {key: _public(child) for key, child in value.items() if child is not None}
+    if isinstance(value, list):
+        return [_public(child) for child in value]
+    return _shown(value) if isinstance(value, str) else value
+
+
+def _shown(text: str) -> str:
+    return Path(text).name if text.startswith(("/", "~")) else text
+
+
+def _on_hub(name: str) -> bool:
+    """Whether this is a name on the Hub rather than a path."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not re.search(r"\.(gguf|jsonl?|parquet|csv)$", name)
+
+
+def _license(base: str) -> str | None:
+    card = Path(base) / CARD
+    if not card.is_file() or not (found := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
+        return None
+    metadata = yaml.safe_load(found[1])
+    return metadata.get("license") if isinstance(metadata, dict) else None
+
+
+def _of(recipe: Mapping[str, Any], section: str, key: str) -> Any:
+    value = recipe.get(section)
+    return value.get(key) if isinstance(value, Mapping) else value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,36 @@
+"""Small finished runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefopt.recipe import load_recipe
+from prefopt.workflow import train_run
+from tests.toys import pair_rows, write_rows
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Train:
+    """Return a function that trains three steps with these lines of the model section, and gives the run."""
+    known: dict[str, Path] = {}
+
+    def run(options: str, model: Path = tiny_model) -> Path:
+        key = f"{model} {options}"
+        if key not in known:
+            folder = tmp_path_factory.mktemp("run")
+            data = write_rows(folder / "pairs.jsonl", pair_rows(12))
+            path = folder / "recipe.yaml"
+            path.write_text(
+                f"model: {{name: {model}, {options}}}\n"
+                f"data: {{train: {data}, eval: {data}}}\n"
+                f"train: {{output_dir: {folder / 'mine'}, examples_per_step: 6, max_steps: 3, learning_rate: 2e-2,\n"
+                "  save_strategy: 'no'}\n"
+                "eval: {samples: 0, resamples: 100}\n"
+            )
+            known[key] = train_run(load_recipe(path)).path
+        return known[key]
+
+    return run
