@@ -35,12 +35,14 @@ def train(
     - `prefopt train recipe.yaml`
     - `prefopt train recipe.yaml loss=ipo train.learning_rate=1e-5 train.output_dir=runs/ipo`
     - `prefopt train recipe.yaml --resume`
+    - `torchrun --nproc_per_node 2 -m prefopt train recipe.yaml`
     """
     from prefopt.recipe import load_recipe
 
     overrides = overrides or []
     plan = load_recipe(recipe, overrides)
     from prefopt.report import write_report  # after the check: a typing mistake should not wait for these imports
+    from prefopt.train.ranks import ranks_of_this_run
     from prefopt.workflow import train_run
 
     console = messages()
@@ -50,5 +52,7 @@ def train(
         again = shlex.join(["prefopt", "train", str(recipe), *overrides, "--resume"])
         console.print(f"Interrupted. Go on from the last checkpoint with:\n  {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+    if not ranks_of_this_run().main:
+        return  # one of several processes; the first one says what came of it
     console.print(f"report: {write_report(result.path)}", soft_wrap=True, highlight=False)
     typer.echo(result.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -29,12 +30,15 @@ OWNED: dict[str, str] = {
     "use_liger_kernel": "prefopt.kernels computes the log-probs",
     "torch_compile": "not supported by the packed forward pass yet",
     "neftune_noise_alpha": "noise in the embeddings would differ between policy and reference",
-    "fsdp": "training on several processes is not supported yet",
-    "deepspeed": "training on several processes is not supported yet",
+    "fsdp": "write train.shard_weights: true",
+    "fsdp_config": "write train.shard_weights: true",
+    "deepspeed": "write train.shard_weights: true, which cuts the same things into parts as ZeRO-3",
+    "parallelism_config": "write train.shard_weights: true",
     "do_train": "prefopt train trains",
     "do_eval": "write data.eval and train.eval_strategy",
     "do_predict": "use prefopt eval",
     "local_rank": "the launcher sets it",
+    "save_on_each_node": "rank 0 writes, into a train.output_dir that all machines share",
 }
 
 
@@ -51,6 +55,10 @@ class PreferenceArguments(TrainingArguments):
 
     over_budget: OverBudget = field(
         default="own_pack", metadata={"help": "What becomes of an example that is longer than token_budget."}
+    )
+
+    shard_weights: bool = field(
+        default=False, metadata={"help": "Whether each process keeps its part of the weights alone."}
     )
 
     # Where transformers' default would be wrong or noisy for this trainer.
@@ -76,6 +84,7 @@ class PreferenceArguments(TrainingArguments):
         if self.activation_checkpointing:
             given: Any = getattr(self, "activation_checkpointing_kwargs", None)
             self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}
+        _refuse_launchers_wrappers()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
@@ -83,11 +92,18 @@ class PreferenceArguments(TrainingArguments):
             )
         if self.n_gpu > 1:
             raise RecipeError(
-                f"{self.n_gpu} GPUs are visible to one process and prefopt trains on one; "
-                "set CUDA_VISIBLE_DEVICES to one of them, for example CUDA_VISIBLE_DEVICES=0."
+                f"{self.n_gpu} GPUs are visible to one process, and each process trains on one; start one a GPU by "
+                f"torchrun --nproc_per_node {self.n_gpu} -m prefopt train RECIPE, or set CUDA_VISIBLE_DEVICES to one "
+                "of them, for example CUDA_VISIBLE_DEVICES=0."
             )
-        if self.world_size > 1:
+
+
+def _refuse_launchers_wrappers() -> None:
+    """Refuse what `accelerate launch` asks for by its environment, and would do to the model behind our back."""
+    for name, said in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
             raise RecipeError(
-                f"this is one of {self.world_size} processes, and training on several is not supported yet; "
-                "start one process without torchrun or accelerate launch."
+                f"the accelerate configuration of this launch asks for {said} ({name}), which would average gradients "
+                "over processes whatever they hold, and on a CPU do nothing; launch with torchrun, or with "
+                "distributed_type: MULTI_GPU, and write train.shard_weights: true in the recipe."
             )

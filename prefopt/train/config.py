@@ -39,6 +39,11 @@ class TrainConfig(Section):
         "own_pack", description="An example alone that is longer than token_budget: a pack of its own, or an error."
     )
 
+    shard_weights: bool = Field(
+        False,
+        description="Of several processes, each keeps its part of weights, gradients and optimizer alone (FSDP2).",
+    )
+
     @model_validator(mode="after")
     def _check_arguments(self) -> TrainConfig:
         types = argument_types()
@@ -65,6 +70,7 @@ class TrainConfig(Section):
                 examples_per_step=self.examples_per_step,
                 token_budget=self.token_budget,
                 over_budget=self.over_budget,
+                shard_weights=self.shard_weights,
                 **(self.__pydantic_extra__ or {}),
             )
         except ValueError as error:

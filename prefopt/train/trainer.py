@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,25 +16,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs
+from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs, shard
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.models.references import FrozenCopy, FrozenModel, Reference, build_reference
+from prefopt.models.sharded import ShardedCopy, shard_weights
+from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.ranks import ranks_of_this_run
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
+
+_CONTROL = ("should_log", "should_evaluate", "should_save", "should_epoch_stop", "should_training_stop")
 
 
 class PreferenceTrainer(ResumableTrainer):
     """Trains a policy on preferences: schedulers, loggers, callbacks and mixed precision are transformers' own.
 
     The loader yields one item a step, `{"micro": [pack, ...]}`; `training_step` walks the packs. How a step is cut
-    into packs bounds memory and never changes the result.
+    into packs bounds memory and never changes the result. Where a launcher started several processes, each runs some of
+    a step's packs: the step, its loss and its gradients are those of one process.
 
     Args:
         model: a causal language model, or a PeftModel around one (the adapter is then what learns).
@@ -87,20 +94,37 @@ class PreferenceTrainer(ResumableTrainer):
             callbacks=[exact_epoch, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints every log to stdout, which is for results
+        self.ranks = ranks_of_this_run()
+        self._join_ranks()
         loss.to(self.args.device)
         self.packed = PackedModel(model)
+        if self.arguments.shard_weights and self.ranks.size > 1:
+            shard_weights(self.packed)
+            self.ranks = self.ranks.with_sharded_weights()
         self.reference = self._reference(reference, tokenizer)
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
         self._window = MeanMetrics()
         self._tokens = 0
 
+    def _join_ranks(self) -> None:
+        """Begin with the weights of rank 0, draw dropout apart, and sum gradients in `run_step` instead of hooks."""
+        if self.ranks.size == 1:
+            return
+        self.ranks.take_from_main(self.model.parameters())
+        torch.manual_seed(self.args.seed + self.ranks.rank)
+        # DistributedDataParallel would average over ranks, once a backward pass, whatever a step's packs hold.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
     def _reference(self, wanted: Any, tokenizer: PreTrainedTokenizerBase | None) -> Reference:
         if isinstance(wanted, Reference):
             return wanted
         if isinstance(wanted, nn.Module):
             return FrozenModel(self.packed, PackedModel(wanted), "the model was given as the reference.")
-        return build_reference(wanted, self.packed, needed=self.loss_module.needs_reference, tokenizer=tokenizer)
+        found = build_reference(wanted, self.packed, needed=self.loss_module.needs_reference, tokenizer=tokenizer)
+        if self.ranks.sharded and type(found) is FrozenCopy:
+            return ShardedCopy(self.packed, found.reason)
+        return found
 
     # ---- data ----
 
@@ -111,7 +135,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> Any:
         admission = self.packed.admission
-        return self.feed.loader(shared=admission.shared, one_row=admission.one_row)
+        return self.feed.loader(shared=admission.shared, one_row=admission.one_row, ranks=self.ranks)
 
     def num_examples(self, dataloader: Any) -> int:
         return self.feed.examples_per_epoch
@@ -123,7 +147,7 @@ class PreferenceTrainer(ResumableTrainer):
         return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        self.state.num_input_tokens_seen += sum(pack.tokens.numel() for pack in inputs["micro"])
+        self.state.num_input_tokens_seen = self._tokens
 
     # ---- the step ----
 
@@ -141,11 +165,12 @@ class PreferenceTrainer(ResumableTrainer):
             packs,
             backward=self.accelerator.backward,
             autocast=self.accelerator.autocast,
+            ranks=self.ranks,
         )
-        if self.state.global_step == 0:
+        if self.state.global_step == 0 and self.ranks.main:
             self._check_start(result)
         self._window.update(result.metrics)
-        self._tokens += sum(pack.tokens.numel() for pack in packs)
+        self._tokens += result.tokens
         return torch.tensor(result.loss, device=self.args.device)
 
     def _check_start(self, result: StepResult) -> None:
@@ -159,6 +184,13 @@ class PreferenceTrainer(ResumableTrainer):
                 "model than the policy began as, explains it.",
                 stacklevel=2,
             )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate, save and stop on all ranks when a callback of one of them asks for it."""
+        asked = self.ranks.gather([getattr(self.control, name) for name in _CONTROL])
+        for name, answers in zip(_CONTROL, zip(*asked, strict=True), strict=True):
+            setattr(self.control, name, any(answers))
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -190,7 +222,7 @@ class PreferenceTrainer(ResumableTrainer):
         loss.eval()
         try:
             with self._attached(), self.accelerator.autocast():
-                output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+                output, seqs = evaluate_step(self.packed, self.reference, loss, self._eval_packs(data), self.ranks)
         finally:
             self.model.train(was_training)
             loss.train()
@@ -206,7 +238,8 @@ class PreferenceTrainer(ResumableTrainer):
         with self.packed.attached(), self.reference.attached():
             yield
 
-    def _eval_packs(self, data: PreferenceData) -> Iterator[Any]:
+    def _eval_packs(self, data: PreferenceData) -> list[Pack]:
+        """Return this rank's packs of all of `data`."""
         plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=self.loss_module.needs_mismatched)
         admission = self.packed.admission
         packs = build_packs(
@@ -215,4 +248,4 @@ class PreferenceTrainer(ResumableTrainer):
             shared=admission.shared,
             one_row=admission.one_row,
         )
-        return (pack.to(self.args.device) for pack in packs)
+        return [pack.to(self.args.device) for pack in shard(packs, self.ranks.rank, self.ranks.size)]
