@@ -130,7 +130,9 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").rglob("*.yaml"))
+)
 def test_a_recipe_that_ships_runs(name: str, folder: Path, tiny_model: Path) -> None:
     from prefopt.workflow import train_run
 

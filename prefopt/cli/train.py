@@ -35,6 +35,7 @@ def train(
     - `prefopt train recipe.yaml`
     - `prefopt train recipe.yaml loss=ipo train.learning_rate=1e-5 train.output_dir=runs/ipo`
     - `prefopt train recipe.yaml --resume`
+    - `torchrun --nproc_per_node 2 -m prefopt train recipe.yaml`
     """
     from prefopt.recipe import load_recipe
 
@@ -42,6 +43,7 @@ def train(
     plan = load_recipe(recipe, overrides)
     from prefopt.report import write_report  # after the check: a typing mistake should not wait for these imports
     from prefopt.report.card import write_card
+    from prefopt.train.ranks import ranks_of_this_run
     from prefopt.workflow import train_run
     from prefopt.workflow.push import weights_of
 
@@ -52,6 +54,8 @@ def train(
         again = shlex.join(["prefopt", "train", str(recipe), *overrides, "--resume"])
         console.print(f"Interrupted. Go on from the last checkpoint with:\n  {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
+    if not ranks_of_this_run().main:
+        return  # one of several processes; the first one says what came of it
     console.print(f"report: {write_report(result.path)}", soft_wrap=True, highlight=False)
     write_card(result.path, weights_of(result.path))
     typer.echo(result.path)

@@ -134,14 +134,14 @@ def _check_kind(config: Any, name: str, *, quantized: bool) -> None:
         )
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Write the adapter, or a model without one, as safetensors.
+def save_weights(model: Any, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the adapter, or a model without one, as safetensors; of weights in parts, `weights` are the whole ones.
 
     Embeddings go along when the adapter was loaded with some. Left to itself, PEFT would ask the Hub whether the
     base model's vocabulary was changed; here it never is.
     """
     options = {"save_embedding_layers": _WITH_EMBEDDINGS in vars(model)} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(str(folder), **options)
+    model.save_pretrained(str(folder), state_dict=weights, **options)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -38,6 +38,14 @@ class PackedModel:
         self.admission = admit(model) if admission is None else admission
         self._causal = CausalModel(model)
         self._changes: ExitStack | None = None  # what `attached` changed, to put back
+        self.inside: Callable[[Callable[[], Tensor]], Tensor] | None = None
+        """Runs a pass where the model's weights are whole, if they are in parts outside of it (`shard_weights`)."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that the architecture says must not be cut apart."""
+        names = set(getattr(self._causal.causal, "_no_split_modules", None) or ())
+        return [module for module in self._causal.backbone.modules() if type(module).__name__ in names]
 
     @property
     def head_weight(self) -> Tensor:
@@ -81,7 +89,8 @@ class PackedModel:
         register()
         with ExitStack() as changes:
             changes.enter_context(self._causal.attention(SHARED_PROMPT))
-            changes.enter_context(fused(self.model))
+            if self.inside is None:  # ours take hold of the weights as they are here: not of parts of them
+                changes.enter_context(fused(self.model))
             return changes.pop_all()
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
@@ -94,11 +103,16 @@ class PackedModel:
         Raises:
             ModelError: outside of `attached`, or for shared prompts when the model can't share them.
         """
-        return self._causal.score(self._scored(pack), pack.target, pack.segment, pack.num_sequences, reduction)
+
+        def score() -> Tensor:
+            return self._causal.score(self._scored(pack), pack.target, pack.segment, pack.num_sequences, reduction)
+
+        return score() if self.inside is None else self.inside(score)
 
     def states(self, pack: Pack) -> States:
         """Return the (N, H) hidden states that predict the pack's completion tokens, and the head: raises as above."""
-        return self._causal.states(self._scored(pack))
+        hidden = self._scored(pack) if self.inside is None else self.inside(lambda: self._scored(pack))
+        return self._causal.states(hidden)
 
     def _scored(self, pack: Pack) -> Tensor:
         if self.admission.shared:

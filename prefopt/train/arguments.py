@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -35,12 +36,15 @@ OWNED: dict[str, str] = {
     "use_liger_kernel": "prefopt.kernels computes the log-probs",
     "torch_compile": "not supported by the packed forward pass yet",
     "neftune_noise_alpha": "noise in the embeddings would differ between policy and reference",
-    "fsdp": "training on several processes is not supported yet",
-    "deepspeed": "training on several processes is not supported yet",
+    "fsdp": "write train.shard_weights: true",
+    "fsdp_config": "write train.shard_weights: true",
+    "deepspeed": "write train.shard_weights: true, which cuts the same things into parts as ZeRO-3",
+    "parallelism_config": "write train.shard_weights: true",
     "do_train": "prefopt train trains",
     "do_eval": "write data.eval and train.eval_strategy",
     "do_predict": "use prefopt eval",
     "local_rank": "the launcher sets it",
+    "save_on_each_node": "rank 0 writes, into a train.output_dir that all machines share",
 }
 
 _PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "tensorboard": "tensorboardX"}
@@ -70,6 +74,10 @@ class PreferenceArguments(TrainingArguments):
         default=False, metadata={"help": "Keep what the backward pass needs in the computer's memory."}
     )
 
+    shard_weights: bool = field(
+        default=False, metadata={"help": "Whether each process keeps its part of the weights alone."}
+    )
+
     # Where transformers' default would be wrong or noisy for this trainer.
     learning_rate: float = 5e-5
     per_device_train_batch_size: int = 1
@@ -97,6 +105,7 @@ class PreferenceArguments(TrainingArguments):
             given: Any = getattr(self, "activation_checkpointing_kwargs", None)
             self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}
         self._check_report_to()
+        _refuse_launchers_wrappers()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
@@ -109,13 +118,9 @@ class PreferenceArguments(TrainingArguments):
             )
         if self.n_gpu > 1:
             raise RecipeError(
-                f"{self.n_gpu} GPUs are visible to one process and prefopt trains on one; "
-                "set CUDA_VISIBLE_DEVICES to one of them, for example CUDA_VISIBLE_DEVICES=0."
-            )
-        if self.world_size > 1:
-            raise RecipeError(
-                f"this is one of {self.world_size} processes, and training on several is not supported yet; "
-                "start one process without torchrun or accelerate launch."
+                f"{self.n_gpu} GPUs are visible to one process, and each process trains on one; start one a GPU by "
+                f"torchrun --nproc_per_node {self.n_gpu} -m prefopt train RECIPE, or set CUDA_VISIBLE_DEVICES to one "
+                "of them, for example CUDA_VISIBLE_DEVICES=0."
             )
 
     def _check_report_to(self) -> None:
@@ -136,3 +141,14 @@ class PreferenceArguments(TrainingArguments):
                     f"train.report_to names {name}, which is not installed: run pip install {package}, or leave it "
                     "out; metrics.jsonl is written in any case."
                 )
+
+
+def _refuse_launchers_wrappers() -> None:
+    """Refuse what `accelerate launch` asks for by its environment, and would do to the model behind our back."""
+    for name, said in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
+            raise RecipeError(
+                f"the accelerate configuration of this launch asks for {said} ({name}), which would average gradients "
+                "over processes whatever they hold, and on a CPU do nothing; launch with torchrun, or with "
+                "distributed_type: MULTI_GPU, and write train.shard_weights: true in the recipe."
+            )

@@ -8,14 +8,17 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prefopt.errors import RunError
+from prefopt.train.ranks import Ranks
 
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _STAGING = ".writing-"
+_REFUSALS = ("iostream error", "PytorchStreamWriter", "inline_container", "I/O error", "os error")
+"""What torch.save and safetensors say when a file can't be written."""
 
 
 @contextmanager
@@ -37,12 +40,44 @@ def staged(final: Path) -> Iterator[Path]:
         staging.rename(final)
         sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise RunError(
-            f"{final} could not be written: {error.strerror or error}. Checkpoints written before it are intact; "
-            "free the disk or mend its permissions, then start again with --resume."
-        ) from error
+        if not _is_the_disk(error):
+            raise
+        raise _refused(final, error) from error
+
+
+@contextmanager
+def staged_by_all(final: Path, ranks: Ranks) -> Iterator[Path]:
+    """`staged` with every rank writing into the folder: rank 0 makes it, and seals it when all have written."""
+    with ExitStack() as on_main:
+        folder = ranks.of_main(lambda: on_main.enter_context(staged(final)))
+        if not folder.is_dir():
+            raise RunError(
+                f"{final.parent} of rank 0 is not there on rank {ranks.rank}: name a train.output_dir on a file system "
+                "that all machines of the run share."
+            )
+        try:
+            yield folder
+        except Exception as error:
+            if ranks.main or not _is_the_disk(error):
+                raise  # on rank 0 `staged` makes room and says it
+            raise _refused(final, error) from error
+        ranks.meet()
+    ranks.meet()
+
+
+def _is_the_disk(error: Exception) -> bool:
+    """Whether a disk refused to be written: torch and safetensors say it in errors of their own."""
+    return isinstance(error, OSError) or any(word in str(error) for word in _REFUSALS)
+
+
+def _refused(final: Path, error: Exception) -> RunError:
+    why = error.strerror or str(error) if isinstance(error, OSError) else f"the disk takes no more ({error})"
+    return RunError(
+        f"{final} could not be written: {why}. Checkpoints written before it are intact; "
+        "free the disk or mend its permissions, then start again with --resume."
+    )
 
 
 def _seal(folder: Path) -> None:

@@ -48,6 +48,11 @@ class TrainConfig(Section):
         False, description="Keep what the backward pass needs in the computer's memory instead of the GPU's."
     )
 
+    shard_weights: bool = Field(
+        False,
+        description="Of several processes, each keeps its part of weights, gradients and optimizer alone (FSDP2).",
+    )
+
     @model_validator(mode="after")
     def _check_arguments(self) -> TrainConfig:
         types = argument_types()

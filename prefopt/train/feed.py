@@ -10,6 +10,7 @@ from prefopt.data.pack import check_longest
 from prefopt.errors import RecipeError
 from prefopt.losses import Loss
 from prefopt.train.arguments import PreferenceArguments
+from prefopt.train.ranks import ALONE, Ranks
 
 Tokens = tuple[int, ...]
 Data = TypeVar("Data", PreferenceData, PreferenceStream)
@@ -53,7 +54,7 @@ class Feed:
         if self._args.over_budget == "refuse":
             check_longest(self.data, token_budget=self._args.token_budget, shared=shared)
 
-    def loader(self, *, shared: bool, one_row: bool) -> StepLoader:
+    def loader(self, *, shared: bool, one_row: bool, ranks: Ranks = ALONE) -> StepLoader:
         args = self._args
         return StepLoader(
             self.plan,
@@ -61,6 +62,8 @@ class Feed:
             shared=shared,
             one_row=one_row,
             over_budget=args.over_budget,
+            rank=ranks.rank,
+            world=ranks.size,
             workers=self._workers,
         )
 
@@ -99,11 +102,11 @@ class StreamFeed:
     def check_longest(self, *, shared: bool) -> None:
         """Nothing is known before it is read: a step that holds too long an example is refused when it comes."""
 
-    def loader(self, *, shared: bool, one_row: bool) -> StreamLoader:
+    def loader(self, *, shared: bool, one_row: bool, ranks: Ranks = ALONE) -> StreamLoader:
         args = self._args
         return StreamLoader(
             self.data,
-            Packing(args.token_budget, shared, one_row, args.over_budget),
+            Packing(args.token_budget, shared, one_row, args.over_budget, ranks.rank, ranks.size),
             examples_per_step=args.examples_per_step,
             seed=args.seed,
             mismatched=self._mismatched,

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from prefopt.data.layout import contents
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.records import Pack
+from prefopt.train.ranks import Ranks
+from prefopt.train.whole import passable
 
 FILE = "non_finite.jsonl"
 _NAMED = 5
@@ -23,8 +26,9 @@ Tokens = tuple[int, ...]
 
 
 def is_finite(loss: float, parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether a step's loss and all of its gradients are numbers."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    """Whether a step's loss and all of its gradients are numbers; of weights in parts, those of this rank."""
+    held = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in held]
     if not math.isfinite(loss) or not gradients:
         return math.isfinite(loss)
     return bool(torch.isfinite(get_total_norm(gradients, norm_type=math.inf)))
@@ -33,17 +37,25 @@ def is_finite(loss: float, parameters: Iterable[nn.Parameter]) -> bool:
 class Culprits:
     """The completions of a step that was not finite: those whose own log-prob is not, or else all of them."""
 
-    def __init__(self, policy: PackedModel, reference: Reference, packs: Sequence[Pack]) -> None:
-        """Score every completion of the step again, one by one, without gradient."""
+    @classmethod
+    def among(cls, policy: PackedModel, reference: Reference, packs: Sequence[Pack], ranks: Ranks) -> Culprits:
+        """Score every completion of the step again, without gradient; all ranks call this and find the same."""
         rows: list[dict[str, Any]] = []
         for pack in packs:
+            if not (pack.num_sequences or ranks.sharded):
+                continue
             with torch.no_grad():
-                own, compared = policy.logprobs(pack), reference.logprobs(pack)
-            frozen = [None] * pack.num_sequences if compared is None else compared.tolist()
-            rows += [
-                {"prompt": prompt, "completion": completion, "policy": log_prob, "reference": other}
-                for (prompt, completion), log_prob, other in zip(contents(pack), own.tolist(), frozen, strict=True)
-            ]
+                whole = passable(pack)
+                own, compared = policy.logprobs(whole), reference.logprobs(whole)
+            if pack.num_sequences:
+                frozen = [None] * pack.num_sequences if compared is None else compared.tolist()
+                rows += [
+                    {"prompt": prompt, "completion": completion, "policy": log_prob, "reference": other}
+                    for (prompt, completion), log_prob, other in zip(contents(pack), own.tolist(), frozen, strict=True)
+                ]
+        return cls([row for part in ranks.gather(rows) for row in part])
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         broken = [row for row in rows if not _finite(row["policy"]) or not _finite(row["reference"])]
         self.scored = bool(broken)
         """Whether the log-probs themselves are not finite; otherwise only the gradient was."""

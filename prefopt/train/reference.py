@@ -9,9 +9,19 @@ from typing import Any
 import torch
 
 from prefopt.data import PreferenceData, StepPlan
+from prefopt.errors import RecipeError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import Asked, CachedReference, Reference, build_reference, cached, reference_config
+from prefopt.models.references import (
+    Asked,
+    CachedReference,
+    FrozenCopy,
+    Reference,
+    build_reference,
+    cached,
+    reference_config,
+)
+from prefopt.models.sharded import ShardedCopy
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.feed import Feed, StreamFeed
 
@@ -28,6 +38,23 @@ def reference_of(
     built = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer, later=later)
     repeats = _epochs(feed, args) > 1
     return cached(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
+
+
+def sharded_reference(wanted: Any, policy: PackedModel, loss: Loss, *, tokenizer: Any) -> Reference:
+    """Return the reference that a recipe's section asks for, of a policy whose weights lie in parts on all ranks.
+
+    Raises:
+        RecipeError: one that moves, or one to be cached: a rank that has to compute would wait for one that hasn't.
+    """
+    config = reference_config(wanted)
+    if config.kind == "moving" or config.cache is True:
+        what = "reference.kind: moving" if config.kind == "moving" else "reference.cache: true"
+        raise RecipeError(
+            f"{what} does not go with train.shard_weights, whose processes must all pass through the model together; "
+            "leave one of the two out."
+        )
+    found = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer)
+    return ShardedCopy(policy, found.reason) if type(found) is FrozenCopy else found
 
 
 def release_if_stored(

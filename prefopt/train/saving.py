@@ -15,16 +15,26 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.adapters import save_weights
 from prefopt.models.references import Reference
-from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
+from prefopt.models.sharded import (
+    clip_gradients,
+    load_optimizer_state,
+    load_weights,
+    optimizer_state,
+    trained_weights,
+)
+from prefopt.train.arguments import PreferenceArguments
+from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged_by_all
 from prefopt.train.feed import Feed, StreamFeed
 from prefopt.train.metrics import MeanMetrics
 from prefopt.train.pace import Pace
+from prefopt.train.ranks import Ranks
 
 STATE = "prefopt_state.json"
 REFERENCE = "reference.safetensors"
@@ -37,6 +47,8 @@ class ResumableTrainer(Trainer):
     feed: Feed | StreamFeed
     loss_module: Loss
     reference: Reference
+    arguments: PreferenceArguments
+    ranks: Ranks
     _window: MeanMetrics
     _pace: Pace
     _tokens: int
@@ -54,14 +66,15 @@ class ResumableTrainer(Trainer):
 
         Raises `RunError` when the named checkpoint is incomplete or was made from other data or steps.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        self._resume = None if checkpoint is None else self._read_state(checkpoint)
-        if checkpoint is not None and self._resume is not None and self._is_finished(checkpoint):
-            total = self._resume["total_loss"] + self._resume["loss_sum"]
-            counted = self.state.global_step - self._resume["skipped"]
-            return TrainOutput(self.state.global_step, total / max(counted, 1), {})
-        with self._attached():
-            output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
+        with self.ranks.together():
+            checkpoint = self.ranks.of_main(lambda: self._checkpoint(resume_from_checkpoint))
+            self._resume = None if checkpoint is None else self._read_state(checkpoint)
+            if checkpoint is not None and self._resume is not None and self._is_finished(checkpoint):
+                total = self._resume["total_loss"] + self._resume["loss_sum"]
+                counted = self.state.global_step - self._resume["skipped"]
+                return TrainOutput(self.state.global_step, total / max(counted, 1), {})
+            with self._attached():
+                output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _is_finished(self, checkpoint: Path) -> bool:
@@ -116,33 +129,79 @@ class ResumableTrainer(Trainer):
     def _stage_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(super()._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
+        # What super() would do with these, it would do in the staging folder: rotate, and wait for all ranks to look.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        best, self.state.best_global_step = self.state.best_global_step, None
         try:
-            with staged(final) as folder:
-                # super() writes into `<output dir>/checkpoint-N`: let that be a folder inside, then lift it up.
+            with staged_by_all(final, self.ranks) as folder:
                 self._staging = folder
                 super()._save_checkpoint(model, trial)
-                inner = folder / final.name
-                for path in inner.iterdir():
-                    path.rename(folder / path.name)
-                inner.rmdir()
-                if self.state.best_global_step:
-                    self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+                self.ranks.meet()
+                self.state.best_global_step = best
+                if best:
+                    self.state.best_model_checkpoint = str(run / f"checkpoint-{best}")
+                if self.ranks.main:
+                    _lift(folder / final.name)
+                    self.state.save_to_json(str(folder / "trainer_state.json"))
         finally:
-            self._staging, self.args.save_total_limit = None, limit
-        best = self.state.best_model_checkpoint
-        rotate(run, limit, Path(best) if best else None)
+            self._staging, self.args.save_total_limit, self.state.best_global_step = None, limit, best
+        if self.ranks.main:
+            rotate(run, limit, Path(kept) if (kept := self.state.best_model_checkpoint) else None)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, or the model, and the tokenizer; every rank calls it and rank 0 writes."""
+        weights = trained_weights(self.model) if self.ranks.sharded else None
+        if self.ranks.main:
+            self._save(output_dir, weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, folder)
+        save_weights(self.model, folder, state_dict)
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             self.processing_class.save_pretrained(str(folder))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.ranks.sharded:  # by the names of weights and whole, so that any number of ranks can go on
+            state = optimizer_state(self.model, self.optimizer.optimizer)
+            if self.ranks.main:
+                torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.arguments.shard_weights:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
+        if any(isinstance(key, str) for key in state["state"]):
+            load_optimizer_state(self.model, self.optimizer.optimizer, state)
+        elif self.ranks.sharded:
+            raise RunError(
+                f"checkpoint {checkpoint} was written by one process, and its optimizer can't be cut into parts; go on "
+                "with one process, or start in a new train.output_dir."
+            )
+        else:
+            self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if not self.ranks.sharded:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_gradients(self.model, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self.ranks.sharded:
+            return clip_gradients(self.model, float("inf"))
+        return super()._get_grad_norm(model, grad_norm)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if not self.ranks.main:
+            return  # the rest is the same on every rank
         state = {
             "identity": self._identity(),
             "window": self._window.state_dict(),
@@ -184,8 +243,11 @@ class ResumableTrainer(Trainer):
         self.reference.load_state_dict(load_file(saved) if saved.is_file() else {})
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
         best = self.state.best_model_checkpoint
+        if self.ranks.sharded and best:
+            load_weights(self.model, _saved_weights(self.model, Path(best)))
+        else:
+            super()._load_best_model()
         if best and (Path(best) / STATE).is_file():
             self._load_loss(json.loads((Path(best) / STATE).read_text()))
             self._load_reference(Path(best))
@@ -193,6 +255,9 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Copy weights into the model as it stands: PEFT's own loader would change an adapter's dtype."""
         target = model or self.model
+        if self.ranks.sharded:
+            load_weights(target, _saved_weights(target, Path(resume_from_checkpoint)))
+            return
         weights = Path(resume_from_checkpoint) / "adapter_model.safetensors"
         if not isinstance(target, PeftModel) or not weights.is_file():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -203,3 +268,21 @@ class ResumableTrainer(Trainer):
                 f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
                 "no place in it. Resume with the recipe the run began with."
             )
+
+
+def _lift(inner: Path) -> None:
+    """Move what super() wrote into `<output dir>/checkpoint-N` up into the output dir: the checkpoint in the making."""
+    for path in inner.iterdir():
+        path.rename(inner.parent / path.name)
+    inner.rmdir()
+
+
+def _saved_weights(model: nn.Module, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return what a checkpoint holds, by the names that weights have in the model."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    found = {name: weight for file in files for name, weight in load_file(file).items()}
+    if not isinstance(model, PeftModel):
+        return found
+    # PEFT leaves the adapter's name out: `...lora_A.weight` is `...lora_A.default.weight` in the model.
+    own = {name.replace(f".{model.active_adapter}.", "."): name for name, _ in model.named_parameters()}
+    return {own.get(name, name): weight for name, weight in found.items()}

@@ -17,7 +17,9 @@ from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.records import LossOutput, Pack, SequenceLogprobs
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.ranks import ALONE, Ranks
 from prefopt.train.scored import Scored, detached, placeholder, score_pack, score_sources, sequences
+from prefopt.train.whole import passable, whole_step
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class StepResult:
     metrics: MeanMetrics
     first_log_ratio: float
     """max |policy - reference| over the step's completions, nats; 0 without a reference."""
+    tokens: int
+    """Tokens that were computed, without the passes that only keep ranks together."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class _Step:
     packs: Sequence[Pack]
     backward: Callable[[Tensor], object]
     autocast: Callable[[], AbstractContextManager[object]]
+    ranks: Ranks
+    device: torch.device
 
 
 def run_step(
@@ -53,74 +59,125 @@ def run_step(
     *,
     backward: Callable[[Tensor], object],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Compute the loss of a step and add its gradients to the policy's parameters.
 
-    The step's loss is sum(loss) / sum(weight) over all packs, whatever they are; a mixture's parts are each divided by
-    their own weight. A loss whose statistics are taken over the step sees all of it before any gradient: what its
-    statistic needs is scored first, without one. A step of one pack needs no second pass.
+    The step's loss is sum(loss) / sum(weight) over all packs of all ranks, whatever they are; a mixture's parts are
+    each divided by their own weight. A loss whose statistics are taken over the step sees all of it before any
+    gradient: what its statistic needs is scored first, without one. A step of one pack needs no second pass.
 
     Args:
-        policy: the model in training, attached.
+        policy: the model in training, attached; without gradients, where there are several ranks.
         reference: gives (S,) log-probs of a pack, or None.
         loss: the loss module.
-        packs: the step's packs, on the model's device.
+        packs: the packs of the step, on the model's device; with several ranks, this one's as `shard` gives them.
         backward: called with a scalar for each pack; what it adds to the gradients must be linear in it.
         autocast: wraps every forward pass, and no backward pass.
+        ranks: who has the other packs. All of them end with the same gradients and the same result.
     """
-    if len(packs) > 1 and loss.statistics != "none":
+    # Where weights are sharded, every rank walks through the model equally often, also with a pack that is empty.
+    own = [pack for pack in packs if pack.num_sequences or ranks.sharded]
+    step = _Step(policy, reference, loss, own, backward, autocast, ranks, packs[0].length.device)
+    if loss.statistics == "none" or (len(own) == 1 and ranks.size == 1):
+        result = _pack_by_pack(step)
+    elif loss.statistics == "mismatched" and not loss.extras and not ranks.sharded:
         # Scoring the mismatched completions alone gives log-probs, and nothing else of them.
-        passes = _mismatched_first if loss.statistics == "mismatched" and not loss.extras else _all_first
-        return passes(_Step(policy, reference, loss, packs, backward, autocast))
-    weights = [_weights(loss, pack) for pack in packs]
-    divisors = [sum(parts) for parts in zip(*weights, strict=True)]
+        result = _mismatched_first(step)
+    else:
+        result = _all_first(step)
+    ranks.sum_gradients(policy.model.parameters())
+    return result
+
+
+def _pack_by_pack(step: _Step) -> StepResult:
+    """Run every pack once: no example's loss depends on another pack."""
+    loss = step.loss
+    weights = [_weights(loss, pack) for pack in step.packs if pack.num_sequences]
+    local = [sum(parts) for parts in zip(*weights, strict=True)]
+    divisors = [sum(parts) for parts in zip(*(part for part in step.ranks.gather(local) if part), strict=True)]
+    expected = iter(weights)
     metrics, total, widest = MeanMetrics(), 0.0, 0.0
-    for pack, expected in zip(packs, weights, strict=True):
-        with autocast():
-            seqs = sequences([pack], [score_pack(policy, reference, pack, loss.extras)])
+    for pack in step.packs:
+        with step.autocast():
+            scored = score_pack(step.policy, step.reference, passable(pack), loss.extras)
+        if not pack.num_sequences:
+            step.backward(_nothing(scored.sources))
+            continue
+        seqs = sequences([pack], [scored])
         output = loss(seqs)
-        if not np.allclose(_divisors(output), expected, rtol=1e-5):
+        if not np.allclose(_divisors(output), next(expected), rtol=1e-5):
             raise RecipeError(
                 f"the weights of the loss {loss.name} depend on log-probs, and the divisor of a step must be known "
                 "before them: let `LossOutput.weight` depend on lengths, labels and scores alone."
             )
         value = _value(output, divisors)
-        backward(value)
+        step.backward(value)
         total += float(value.detach())
         seqs = detached(seqs)
         metrics.update(preference_metrics(seqs, output))
         widest = max(widest, _widest_log_ratio(seqs))
         if loss.statistics != "none":
             loss.end_step(seqs)
-    return StepResult(total, sum(pack.num_examples for pack in packs), metrics, widest)
+    return _summed(step, StepResult(total, sum(p.num_examples for p in step.packs), metrics, widest, _tokens(step)))
+
+
+def _summed(step: _Step, own: StepResult) -> StepResult:
+    """Return the result of the step from each rank's of its packs."""
+    metrics, parts = MeanMetrics(), step.ranks.gather(own)
+    for part in parts:
+        metrics.update(part.metrics)
+    return StepResult(
+        loss=sum(part.loss for part in parts),
+        examples=sum(part.examples for part in parts),
+        metrics=metrics,
+        first_log_ratio=max(part.first_log_ratio for part in parts),
+        tokens=sum(part.tokens for part in parts),
+    )
+
+
+def _nothing(sources: Sequence[Tensor]) -> Tensor:
+    """Return a zero whose backward pass walks through the model and changes nothing."""
+    return torch.stack([source.double().sum() for source in sources]).sum() * 0
 
 
 @torch.no_grad()
 def evaluate_step(
-    policy: PackedModel, reference: Reference, loss: Loss, packs: Sequence[Pack]
+    policy: PackedModel, reference: Reference, loss: Loss, packs: Sequence[Pack], ranks: Ranks = ALONE
 ) -> tuple[LossOutput, SequenceLogprobs]:
-    """Return the loss and the log-probs of every example in `packs`, without gradient, as one batch."""
-    seqs = sequences(packs, [score_pack(policy, reference, pack, loss.extras) for pack in packs])
+    """Return the loss and the log-probs of every example in the packs of all ranks, without gradient, as one batch."""
+    own = [pack for pack in packs if pack.num_sequences or ranks.sharded]
+    scored = [score_pack(policy, reference, passable(pack), loss.extras) for pack in own]
+    seqs = whole_step(ranks, own, scored, packs[0].length.device)
     return loss(seqs), seqs
 
 
 def _all_first(step: _Step) -> StepResult:
     """Score every completion, which gives d loss / d log-prob, and carry that back through the model pack by pack."""
     with torch.no_grad(), step.autocast():
-        scored = [score_pack(step.policy, step.reference, pack, step.loss.extras) for pack in step.packs]
+        scored = [score_pack(step.policy, step.reference, passable(p), step.loss.extras) for p in step.packs]
     leaves = [s.leaves() for s in scored]
-    seqs = sequences(step.packs, leaves)
+    seqs = whole_step(step.ranks, step.packs, leaves, step.device)
     output = step.loss(seqs)
-    sources = [source for s in leaves for source in s.sources]
-    upstream = iter(torch.autograd.grad(_value(output), sources, allow_unused=True))
+    # Each rank takes the gradient of the whole step's loss at its own completions.
+    upstream = iter(_gradients(_value(output), [source for s in leaves for source in s.sources]))
     for pack, own in zip(step.packs, leaves, strict=True):
         gradients = [next(upstream) for _ in own.sources]
-        if any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+        wanted = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        if wanted or step.ranks.sharded:
             with step.autocast():
-                again = score_sources(step.policy, step.reference, pack, step.loss.extras)
+                again = score_sources(step.policy, step.reference, passable(pack), step.loss.extras)
             pairs = zip(again, gradients, strict=True)
-            step.backward(torch.stack([(x * g).double().sum() for x, g in pairs if g is not None]).sum())
-    return _result(step.loss, output, detached(seqs))
+            parts = [(x * g).double().sum() for x, g in pairs if g is not None] if wanted else [_nothing(again)]
+            step.backward(torch.stack(parts).sum())
+    return _result(step, output, detached(seqs))
+
+
+def _gradients(value: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return d value / d source of each; None of those that it does not depend on."""
+    if not sources or not value.requires_grad:
+        return [None] * len(sources)
+    return torch.autograd.grad(value, sources, allow_unused=True)
 
 
 def _mismatched_first(step: _Step) -> StepResult:
@@ -137,7 +194,7 @@ def _mismatched_first(step: _Step) -> StepResult:
                 scored = step.policy.logprobs(only(pack, others))
                 found = found.to(scored.dtype).index_copy(0, others, scored)
         values.append(Scored(found, frozen))
-    whole = sequences(step.packs, values)
+    whole = whole_step(step.ranks, step.packs, values, step.device)
     divisors = _divisors(step.loss(whole))
     for index, pack in enumerate(step.packs):
         if (own := pack.labelled.unique()).numel():
@@ -147,8 +204,8 @@ def _mismatched_first(step: _Step) -> StepResult:
             step.backward(_value(step.loss(_beside_mismatched(pack, own, logprobs, frozen, whole)), divisors))
             found = values[index].policy.to(logprobs.dtype).index_copy(0, own, logprobs.detach())
             values[index] = Scored(found, frozen)
-    seqs = sequences(step.packs, values)
-    return _result(step.loss, step.loss(seqs), seqs)
+    seqs = whole_step(step.ranks, step.packs, values, step.device)
+    return _result(step, step.loss(seqs), seqs)
 
 
 def _beside_mismatched(
@@ -173,12 +230,16 @@ def _beside_mismatched(
 
 
 @torch.no_grad()
-def _result(loss: Loss, output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
-    """Return what a step came to from the log-probs of all its completions and their loss."""
+def _result(step: _Step, output: LossOutput, seqs: SequenceLogprobs) -> StepResult:
+    """Return what a step came to from the log-probs of all its completions, of every rank, and their loss."""
     examples = seqs.pair.shape[0] + seqs.labelled.numel() + seqs.list_index.unique().numel()
     metrics, widest = preference_metrics(seqs, output), _widest_log_ratio(seqs)
-    loss.end_step(seqs)
-    return StepResult(float(_value(output)), examples, metrics, widest)
+    step.loss.end_step(seqs)
+    return StepResult(float(_value(output)), examples, metrics, widest, sum(step.ranks.gather(_tokens(step))))
+
+
+def _tokens(step: _Step) -> int:
+    return sum(pack.tokens.numel() for pack in step.packs if pack.num_sequences)
 
 
 def _weights(loss: Loss, pack: Pack) -> list[float]:

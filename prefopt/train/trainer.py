@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs
+from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs, shard
 from prefopt.errors import RunError
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference
+from prefopt.models.sharded import shard_weights
 from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import EndOfStep, ExactEpoch
@@ -30,19 +32,22 @@ from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
 from prefopt.train.offload import forward_context
 from prefopt.train.pace import Pace, peak_memory
-from prefopt.train.reference import reference_of, release_if_stored
+from prefopt.train.ranks import ranks_of_this_run
+from prefopt.train.reference import reference_of, release_if_stored, sharded_reference
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
 Measure = Callable[[PackedModel, Reference, int], Mapping[str, float]]
+_CONTROL = ("should_log", "should_evaluate", "should_save", "should_epoch_stop", "should_training_stop")
 
 
 class PreferenceTrainer(ResumableTrainer):
     """Trains a policy on preferences: schedulers, loggers, callbacks and mixed precision are transformers' own.
 
     The loader yields one item a step, `{"micro": [pack, ...]}`; `training_step` walks the packs. How a step is cut
-    into packs bounds memory and never changes the result.
+    into packs bounds memory and never changes the result. Where a launcher started several processes, each runs some of
+    a step's packs: the step, its loss and its gradients are those of one process.
 
     Args:
         model: a causal language model, or a PeftModel around one (the adapter is then what learns).
@@ -99,8 +104,13 @@ class PreferenceTrainer(ResumableTrainer):
             callbacks=[exact_epoch, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints every log to stdout, which is for results
+        self.ranks = ranks_of_this_run()
+        self._join_ranks()
         loss.to(self.args.device)
         self.packed = PackedModel(model)
+        if self.arguments.shard_weights and self.ranks.size > 1:
+            shard_weights(self.packed)
+            self.ranks = self.ranks.with_sharded_weights()
         self.reference = self._reference(reference, tokenizer)
         self.add_callback(EndOfStep(self.reference))
         check_extras(loss, self.packed, self.reference)
@@ -111,11 +121,22 @@ class PreferenceTrainer(ResumableTrainer):
         self._tokens = 0
         self._skipped = 0
 
+    def _join_ranks(self) -> None:
+        """Begin with the weights of rank 0, draw dropout apart, and sum gradients in `run_step` instead of hooks."""
+        if self.ranks.size == 1:
+            return
+        self.ranks.take_from_main(self.model.parameters())
+        torch.manual_seed(self.args.seed + self.ranks.rank)
+        # DistributedDataParallel would average over ranks, once a backward pass, whatever a step's packs hold.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
     def _reference(self, wanted: Any, tokenizer: PreTrainedTokenizerBase | None) -> Reference:
         if isinstance(wanted, Reference):
             return wanted
         if isinstance(wanted, nn.Module):
             return FrozenModel(self.packed, PackedModel(wanted), "the model was given as the reference.")
+        if self.ranks.sharded:
+            return sharded_reference(wanted, self.packed, self.loss_module, tokenizer=tokenizer)
         built = reference_of(wanted, self.packed, self.loss_module, self.feed, self.arguments, tokenizer=tokenizer)
         with self.accelerator.autocast():
             device = self.args.device.type
@@ -132,7 +153,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> Any:
         admission = self.packed.admission
-        return self.feed.loader(shared=admission.shared, one_row=admission.one_row)
+        return self.feed.loader(shared=admission.shared, one_row=admission.one_row, ranks=self.ranks)
 
     def num_examples(self, dataloader: Any) -> int:
         return self.feed.examples_per_epoch
@@ -144,7 +165,7 @@ class PreferenceTrainer(ResumableTrainer):
         return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        self.state.num_input_tokens_seen += sum(pack.tokens.numel() for pack in inputs["micro"])
+        self.state.num_input_tokens_seen = self._tokens
 
     # ---- the step ----
 
@@ -163,14 +184,15 @@ class PreferenceTrainer(ResumableTrainer):
             packs,
             backward=self.accelerator.backward,
             autocast=forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload),
+            ranks=self.ranks,
         )
-        tokens = sum(pack.tokens.numel() for pack in packs)
-        self._tokens += tokens
-        self._pace.add(tokens)
+        self._tokens += result.tokens
+        self._pace.add(result.tokens)
         # A gradient that is scaled for float16 may overflow: its scaler sees to that.
-        if self.accelerator.scaler is None and not is_finite(result.loss, model.parameters()):
+        finite = self.accelerator.scaler is not None or is_finite(result.loss, model.parameters())
+        if not all(self.ranks.gather(finite)):
             return self._not_finite(packs)
-        if self.state.global_step == 0:
+        if self.state.global_step == 0 and self.ranks.main:
             self._check_start(result)
         self._window.update(result.metrics)
         self._window.add("loss", result.loss, 1)
@@ -179,16 +201,18 @@ class PreferenceTrainer(ResumableTrainer):
     def _not_finite(self, packs: Sequence[Pack]) -> Tensor:
         """Save the rows of a step that is no number; then stop, or leave the weights as they are."""
         step, path = self.state.global_step + 1, Path(str(self.args.output_dir)) / NON_FINITE
-        culprits = Culprits(self.packed, self.reference, packs)
+        culprits = Culprits.among(self.packed, self.reference, packs, self.ranks)
         sources = self.feed.sources(self.state.global_step)
-        culprits.write(path, step, sources, self.processing_class)
+        if self.ranks.main:
+            culprits.write(path, step, sources, self.processing_class)
         sentence = culprits.sentence(step, sources, path)
         if self.arguments.non_finite == "stop":
             raise RunError(
                 f"{sentence} The weights are those of the step before. Lower train.learning_rate, compute in "
                 "model.dtype=float32, take the rows out, or write train.non_finite: skip."
             )
-        warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
+        if self.ranks.main:
+            warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
         self.model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
         self._skipped += 1
         return torch.zeros((), device=self.args.device)
@@ -204,6 +228,13 @@ class PreferenceTrainer(ResumableTrainer):
                 "model than the policy began as, explains it.",
                 stacklevel=2,
             )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate, save and stop on all ranks when a callback of one of them asks for it."""
+        asked = self.ranks.gather([getattr(self.control, name) for name in _CONTROL])
+        for name, answers in zip(_CONTROL, zip(*asked, strict=True), strict=True):
+            setattr(self.control, name, any(answers))
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -242,9 +273,10 @@ class PreferenceTrainer(ResumableTrainer):
         try:
             with self._pace.paused(), self._attached():
                 with self.accelerator.autocast():
-                    output, seqs = evaluate_step(self.packed, self.reference, loss, list(self.eval_packs(data)))
+                    output, seqs = evaluate_step(self.packed, self.reference, loss, self.eval_packs(data), self.ranks)
                 for measure in self._measures:
-                    measured |= measure(self.packed, self.reference, self.state.global_step)
+                    call = partial(measure, self.packed, self.reference, self.state.global_step)
+                    measured |= self.ranks.of_model(call)
         finally:
             self.model.train(was_training)
             loss.train()
@@ -264,8 +296,8 @@ class PreferenceTrainer(ResumableTrainer):
         with self.packed.attached(), self.reference.attached():
             yield
 
-    def eval_packs(self, data: PreferenceData) -> Iterator[Any]:
-        """Yield the packs that `evaluate` computes for data in the form that the loss asks for."""
+    def eval_packs(self, data: PreferenceData) -> list[Pack]:
+        """Return this rank's packs of all of `data`, which is in the form that the loss asks for."""
         plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=self.loss_module.needs_mismatched)
         admission = self.packed.admission
         packs = build_packs(
@@ -274,4 +306,4 @@ class PreferenceTrainer(ResumableTrainer):
             shared=admission.shared,
             one_row=admission.one_row,
         )
-        return (pack.to(self.args.device) for pack in packs)
+        return [pack.to(self.args.device) for pack in shard(packs, self.ranks.rank, self.ranks.size)]

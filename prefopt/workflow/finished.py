@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.data.sources import open_sources
@@ -26,11 +27,16 @@ from prefopt.workflow.directory import (
 from prefopt.workflow.inputs import load_held_out
 
 
-def save_result(model: Any, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
-    """Write the adapter (or, after full fine-tuning, the model) and the tokenizer, whole or not at all."""
+def save_result(
+    model: Any, tokenizer: PreTrainedTokenizerBase, run: Path, weights: dict[str, Tensor] | None = None
+) -> Path:
+    """Write the adapter (or, after full fine-tuning, the model) and the tokenizer, whole or not at all.
+
+    `weights`: those that trained, where the model has them in parts.
+    """
     final = run / (ADAPTER if hasattr(model, "peft_config") else MODEL)
     with staged(final) as folder:
-        save_weights(model, folder)
+        save_weights(model, folder, weights)
         tokenizer.save_pretrained(folder)
     return final
 

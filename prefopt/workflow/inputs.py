@@ -14,10 +14,11 @@ from prefopt.workflow.directory import REJECTED
 
 
 def load_data(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, run: Path
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, run: Path | None
 ) -> tuple[PreferenceData | PreferenceStream, PreferenceData | None]:
-    """Return what the recipe trains on, and what it holds out; rows that can't be used are listed in `run`."""
+    """Return what the recipe trains on, and what it holds out; `run`, if given, lists the rows that can't be used."""
     options = recipe.data
+    rejected = {part: run and run / name for part, name in (("train", REJECTED), ("eval", f"eval_{REJECTED}"))}
     data: PreferenceData | PreferenceStream
     if options.streaming:
         data = PreferenceStream(
@@ -25,15 +26,17 @@ def load_data(
             tokenizer,
             weights=weights_of(recipe),
             window=options.window,
-            rejected_to=run / REJECTED,
+            rejected_to=rejected["train"],
             **options.options("train"),
         )
     else:
         weights_of(recipe)  # what is named twice is told before all of it is read
-        data = load_preferences(options.train_names, tokenizer, rejected_to=run / REJECTED, **options.options("train"))
+        data = load_preferences(
+            options.train_names, tokenizer, rejected_to=rejected["train"], **options.options("train")
+        )
     held_out = None
     if options.eval is not None:
-        held_out = load_held_out(recipe, tokenizer, options.eval, rejected_to=run / f"eval_{REJECTED}")
+        held_out = load_held_out(recipe, tokenizer, options.eval, rejected_to=rejected["eval"])
     return data, held_out
 
 

@@ -43,11 +43,12 @@ def sample_texts(
 class SampleWatch:
     """Completes held-out prompts at every evaluation during training: texts to read, and the KL that they show.
 
-    The texts go to a file of JSON Lines, one a prompt and evaluation: {"step", "prompt", "completions"}.
+    The texts go to a file of JSON Lines, one a prompt and evaluation: {"step", "prompt", "completions"}. Without a
+    path they go nowhere.
     """
 
     def __init__(
-        self, path: Path, tokenizer: PreTrainedTokenizerBase, data: PreferenceData | None, options: EvalConfig
+        self, path: Path | None, tokenizer: PreTrainedTokenizerBase, data: PreferenceData | None, options: EvalConfig
     ) -> None:
         self.path = path
         self._tokenizer = tokenizer
@@ -68,22 +69,23 @@ class SampleWatch:
                 temperature=options.temperature,
                 seed=0,
             )
-        self._keep(step, completions)
+        if self.path is not None:
+            self._keep(self.path, step, completions)
         compared = reference.live  # samples are never asked for again: they don't belong in a cache
         if options.temperature != 1 or compared is None:
             return {}
         kl = sampled_kl(policy, compared, prompts, completions, token_budget=options.token_budget)
         return {} if kl is None else {"kl": kl.per_completion, "kl_per_token": kl.per_token}
 
-    def _keep(self, step: int, completions: list[Tokens]) -> None:
+    def _keep(self, path: Path, step: int, completions: list[Tokens]) -> None:
         """Write the texts; those of this step and later ones, of a run that was killed behind it, are replaced."""
         n, decode = self._options.samples_per_prompt, self._tokenizer.decode
-        records = [record for record in read_metrics(self.path) if record["step"] < step]
+        records = [record for record in read_metrics(path) if record["step"] < step]
         for i, prompt in enumerate(self._prompts):
             texts = [str(decode(list(c), skip_special_tokens=True)) for c in completions[i * n : (i + 1) * n]]
             shown = decode(list(prompt), skip_special_tokens=True)
             records.append({"step": step, "prompt": shown, "completions": texts})
-        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _prompts(options: EvalConfig, data: PreferenceData | None) -> list[Tokens]:

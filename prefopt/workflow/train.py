@@ -19,10 +19,13 @@ from prefopt.eval import PairEvaluation, evaluate_pairs, held_out_pairs
 from prefopt.models import load_policy
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
+from prefopt.models.sharded import trained_weights
 from prefopt.recipe import Recipe
 from prefopt.train.alarms import Alarms
+from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.feed import Feed
+from prefopt.train.ranks import Ranks, ranks_of_this_run
 from prefopt.train.trainer import PreferenceTrainer
 from prefopt.workflow.directory import (
     AFTER,
@@ -70,21 +73,40 @@ def train_run(
         console: where progress is shown; None shows nothing.
         callbacks: more transformers.TrainerCallback objects.
 
+    Started as one of several processes (torchrun), it trains together with the others and returns the same on each.
+
     Raises:
         RunError: the directory is not empty (without `resume`), not writable, or holds a run of another recipe.
         PrefoptError: what the rooms below say of models, data and settings.
     """
+    args = recipe.train.arguments()  # which joins the processes that a launcher started
+    ranks = ranks_of_this_run()
+    with ranks.together():
+        return _train(recipe, args, ranks, resume, console if ranks.main else None, callbacks)
+
+
+def _train(
+    recipe: Recipe,
+    args: PreferenceArguments,
+    ranks: Ranks,
+    resume: bool,
+    console: Console | None,
+    callbacks: Sequence[TrainerCallback],
+) -> RunResult:
+    """Do what `train_run` says, on each rank; rank 0 writes, prints and, where it can alone, measures."""
     run = recipe.train.output_dir
-    args = recipe.train.arguments()
     loss = recipe.loss.build()
-    claim_directory(run, recipe, resume=resume)
+    ranks.of_main(lambda: claim_directory(run, recipe, resume=resume))
     say = console.print if console else _silent
+    write = write_json if ranks.main else _write_nothing
     model, tokenizer = load_policy(recipe.model, seed=args.seed)
-    write_json(run / ENVIRONMENT, environment.describe())
-    data, held_out = load_data(recipe, tokenizer, run)
+    write(run / ENVIRONMENT, environment.describe())
+    with ranks.main_first():  # the others find what it tokenized
+        data, held_out = load_data(recipe, tokenizer, run if ranks.main else None)
 
     progress = [ProgressLine(console)] if console else []
     alarms = Alarms(recipe.alarms, console.print if console else warnings.warn, run / ALARMS)
+    listening = [MetricsFile(run / METRICS), *progress, alarms] if ranks.main else []
     trainer = PreferenceTrainer(
         model,
         data,
@@ -93,42 +115,57 @@ def train_run(
         args,
         eval_data=held_out,
         tokenizer=tokenizer,
-        callbacks=[MetricsFile(run / METRICS), *progress, alarms, *callbacks],
+        callbacks=[*listening, *callbacks],
         group_prompts=recipe.data.group_prompts,
         weights=() if isinstance(data, PreferenceStream) else weights_of(recipe),
         workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
-        measures=[SampleWatch(run / SAMPLES_DURING, tokenizer, held_out, recipe.eval)],
+        measures=[SampleWatch(run / SAMPLES_DURING if ranks.main else None, tokenizer, held_out, recipe.eval)],
     )
     pairs = _pairs(held_out, say)
     measured = pairs or held_out
     say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")
     epoch = _epoch(trainer, say)
     summaries = {"eval": measured and measured.summary.to_dict()}
-    write_json(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
+    write(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
+    if ranks.size > 1:
+        say(f"processes: {ranks.size}, each computes its part of every step")
 
-    if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
+    def evaluate() -> PairEvaluation | None:
+        return _evaluate(trainer.packed, trainer.reference.start, pairs, recipe)
+
+    def sample(when: str) -> list[dict[str, Any]]:
+        return sample_texts(recipe.eval, model, tokenizer, held_out, when)
+
+    # Written last, so a resumed run has its measures before training or takes them.
+    if not ranks.of_main((run / SAMPLES).is_file):
         say("measuring before training")
-        _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / BEFORE)
-        untrained = sample_texts(recipe.eval, model, tokenizer, held_out, "before")
-        write_json(run / SAMPLES, [{**sample, "after": []} for sample in untrained])
+        before = trainer.ranks.of_model(evaluate)
+        drawn = trainer.ranks.of_model(lambda: sample("before"))
+        if before:
+            write(run / BEFORE, before.to_dict())
+        write(run / SAMPLES, [{**s, "after": []} for s in drawn])
     try:
         output = trainer.train(resume_from_checkpoint=resume)
     finally:
         for line in progress:
             line.close()
     if isinstance(data, PreferenceStream):  # only now it is known what was read
-        write_json(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
-    save_result(model, tokenizer, run)
+        write(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
+    weights = trained_weights(model) if trainer.ranks.sharded else None
+    ranks.of_main(lambda: save_result(model, tokenizer, run, weights))
     say("measuring after training")
-    after = _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / AFTER)
-    drawn = json.loads((run / SAMPLES).read_text())
-    tuned = sample_texts(recipe.eval, model, tokenizer, held_out, "after")
-    write_json(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
-    if asked := note_reference(trainer.reference, run):
+    after = trainer.ranks.of_model(evaluate)
+    if after:
+        write(run / AFTER, after.to_dict())
+    tuned = trainer.ranks.of_model(lambda: sample("after"))
+    drawn = ranks.of_main(lambda: json.loads((run / SAMPLES).read_text()))
+    write(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
+    kept = ranks.of_main(lambda: json.loads((run / BEFORE).read_text()) if after else None)
+    before = PairEvaluation.from_dict(kept) if kept else None
+    if (asked := note_reference(trainer.reference, run)) and ranks.main:
         say(asked)
-    before = PairEvaluation.from_dict(json.loads((run / BEFORE).read_text())) if after else None
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
 
 
@@ -171,15 +208,17 @@ def _pairs(held_out: PreferenceData | None, say: Callable[[str], None]) -> Prefe
 
 
 def _evaluate(
-    packed: PackedModel, reference: Reference, pairs: PreferenceData | None, recipe: Recipe, path: Path
+    packed: PackedModel, reference: Reference, pairs: PreferenceData | None, recipe: Recipe
 ) -> PairEvaluation | None:
-    """Measure held-out pairs, where there are any, and keep the numbers in `path`."""
+    """Measure held-out pairs, where there are any."""
     if pairs is None:
         return None
-    evaluation = evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
-    write_json(path, evaluation.to_dict())
-    return evaluation
+    return evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
 
 
 def _silent(text: str) -> None:
     """Say nothing."""
+
+
+def _write_nothing(path: Path, content: Any) -> None:
+    """Leave writing to rank 0."""

@@ -30,13 +30,15 @@ POINTS: dict[str, tuple[Any, str]] = {
 half of them are stored when the transaction has begun."""
 
 
-def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function`, whose call of this number ends the process before it does anything."""
+def killed_at(
+    call: int, function: Callable[..., Any], counts: Callable[..., bool] = lambda *args, **kwargs: True
+) -> Callable[..., Any]:
+    """Return `function`, whose call of this number, of those that count, ends the process before it does anything."""
     calls = 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += counts(*args, **kwargs)
         if calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
@@ -44,10 +46,17 @@ def killed_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def arm(point: str, number: int) -> None:
+    """Let this process end the number-th time that it reaches the point."""
+    owner, name = POINTS[point]
+    # Pickling a tensor for another process saves it too, but to no file.
+    counts = {"counts": lambda what, to, **kwargs: isinstance(to, str | Path)} if owner is torch else {}
+    setattr(owner, name, killed_at(number, getattr(owner, name), **counts))
+
+
 if __name__ == "__main__":
     point, number, *arguments = sys.argv[1:]
-    owner, name = POINTS[point]
-    setattr(owner, name, killed_at(int(number), getattr(owner, name)))
+    arm(point, int(number))
     sys.argv = ["prefopt", *arguments]
     from prefopt.cli import main
 

@@ -1,0 +1,205 @@
+"""The processes of a run, called ranks: what they tell each other, and how all of them end when one fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from prefopt.errors import PrefoptError, RunError
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for one another: rank 0 may read data for hours. One that dies ends the wait."""
+LAST_WORDS = 30.0
+"""Seconds that a rank which failed waits for the others to hear why."""
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
+"""What gloo says of a process that is no longer there."""
+BUCKET = 1 << 25
+"""Numbers that are summed over the ranks at once."""
+
+
+class OtherRankError(RunError):
+    """Another rank failed; the message is its."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a rank sends in place of a value, so that nobody waits for it."""
+
+    rank: int
+    text: str
+
+
+class Ranks:
+    """The processes that train one policy together; alone, everything here is trivial.
+
+    All ranks call the same methods in the same order. Whatever they exchange, one that failed sends its failure in its
+    place: the others then raise what it said, wherever in that order they are.
+
+    Args:
+        rank: which of them this process is.
+        size: how many there are.
+        group: torch's process group for Python objects.
+        sharded: weights lie in parts on all ranks, so that every pass through the model needs all of them.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, *, sharded: bool = False) -> None:
+        self.rank = rank
+        self.size = size
+        self.sharded = sharded
+        self._group = group
+        self._told: BaseException | None = None
+
+    def with_sharded_weights(self) -> Ranks:
+        """Return the same processes, of which each has its part of the weights; one process has all of them."""
+        return Ranks(self.rank, self.size, self._group, sharded=self.size > 1)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return every rank's value, in the order of ranks; values can be pickled and hold no tensors of a GPU.
+
+        Raises:
+            OtherRankError: a rank failed, or died.
+        """
+        if self.size == 1:
+            return [value]
+        found = self._exchange(value)
+        for answer in found:
+            if isinstance(answer, _Failure):
+                raise OtherRankError(answer.text)
+        return found
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        self.gather(None)
+
+    def of_main(self, make: Callable[[], Value]) -> Value:
+        """Return what `make` gives on rank 0, which alone calls it; the others wait."""
+        found: Any = self.gather(make() if self.main else None)[0]
+        return found
+
+    def of_model(self, make: Callable[[], Value]) -> Value:
+        """`of_main` for what passes through the model: where its weights are sharded, all ranks call `make`."""
+        return make() if self.sharded else self.of_main(make)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the body on rank 0 before any other: it fills the caches that the others then read."""
+        if not self.main:
+            self.meet()
+        yield
+        if self.main:
+            self.meet()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell the other ranks when the body fails here, so that they end too; it may be inside of another one."""
+        try:
+            yield
+        except OtherRankError:
+            raise
+        except BaseException as error:
+            if self.size > 1 and _is_of_a_lost_rank(error):
+                raise self._lost() from error  # met while weights or gradients were exchanged
+            self._tell(error)
+            raise
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the ranks, in float32 or better; one that no rank has stays None."""
+        if self.size == 1 or self.sharded:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        held = self.gather(bytes(parameter.grad is not None for parameter in trained))
+        used = [parameter for parameter, *there in zip(trained, *held, strict=True) if any(there)]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([p.grad for p in used if p.grad is not None]):
+            flat = torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in bucket])
+            dist.all_reduce(flat)
+            for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                gradient.copy_(total.view_as(gradient))
+
+    def take_from_main(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the parameters that train by those of rank 0: a start that is random is the same one everywhere."""
+        if self.size > 1:
+            for parameter in parameters:
+                if parameter.requires_grad:
+                    dist.broadcast(parameter.data, src=0)
+
+    def _exchange(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(found, value, group=self._group)
+        except RuntimeError as error:
+            raise self._lost() from error
+        return found
+
+    def _lost(self) -> OtherRankError:
+        return OtherRankError(
+            f"process {self.rank} of {self.size} lost another one, which ended without a word: it was killed, or its "
+            "machine ran out of memory. Go on from the last checkpoint by --resume."
+        )
+
+    def _tell(self, error: BaseException) -> None:
+        """Send `error` in the place of the next value. Ranks that wait for something else are not waited for long."""
+        if self.size == 1 or self._told is error:
+            return
+        self._told = error
+        what = str(error) if isinstance(error, PrefoptError) else f"{type(error).__name__}: {error}".rstrip(": ")
+        failure = _Failure(self.rank, f"process {self.rank} of {self.size} failed: {what}")
+
+        def send() -> None:
+            try:
+                self._exchange(failure)
+            except RunError:
+                return  # nobody is left to hear it
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        sender.join(LAST_WORDS)
+
+
+ALONE = Ranks()
+"""One process."""
+
+
+@cache
+def ranks_of_this_run() -> Ranks:
+    """Return the ranks that the launcher started, once torch's process group is there; one process otherwise."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def _is_of_a_lost_rank(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _GONE)
+    )
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in their order, as many at once as `BUCKET` holds, each time of one device and dtype."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        alike = not bucket or (tensor.device, tensor.dtype) == (bucket[0].device, bucket[0].dtype)
+        if bucket and not (alike and sum(t.numel() for t in bucket) + tensor.numel() <= BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

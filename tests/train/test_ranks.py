@@ -1,0 +1,88 @@
+"""Any number of processes come to what one does: losses, metrics, gradients, weights; and none waits for ever."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train import ranked_runs, ranked_shards, ranked_steps
+from tests.train.launch import together
+
+
+def steps(world: int, names: list[str], folder: Path) -> list[dict[str, dict[str, float]]]:
+    file = folder / "found.json"
+    for rank in together(world, "tests.train.ranked_steps", str(file), *names, timeout=3000):
+        assert rank.returncode == 0, rank.stderr
+    return json.loads(file.read_text())
+
+
+def check_steps(found: list[dict[str, dict[str, float]]], names: list[str]) -> None:
+    assert all(len(rank) == len(names) * len(ranked_steps.BUDGETS) for rank in found)
+    for rank in found:
+        for case, numbers in rank.items():
+            assert numbers.pop("size") > 1e-3, case
+            assert (numbers.pop("packs") == 1) == case.endswith(str(10**6)), case
+            assert max(numbers.values()) < 1e-9, (case, numbers)
+
+
+def test_the_ranks_of_a_step_end_with_the_loss_metrics_and_gradients_of_one_process(tmp_path: Path) -> None:
+    check_steps(steps(3, ranked_steps.FEW, tmp_path), ranked_steps.FEW)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("world", [2, 3])
+def test_no_loss_depends_on_how_many_ranks_share_a_step(world: int, tmp_path: Path) -> None:
+    check_steps(steps(world, ranked_steps.ALL, tmp_path), ranked_steps.ALL)
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the runs came to on each of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    for rank in together(2, "tests.train.ranked_runs", str(tiny_model), str(folder)):
+        assert rank.returncode == 0, rank.stderr
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", ranked_runs.CASES)
+def test_two_processes_train_what_one_does(case: str, two, tiny_model: Path, tmp_path: Path) -> None:
+    alone = ranked_runs.run(case, tiny_model, tmp_path)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(alone["weights"], alone["start"], strict=True)])
+    for rank in two:
+        ours = rank[case]
+        off = torch.cat([(a - b).flatten() for a, b in zip(ours["weights"], alone["weights"], strict=True)])
+        # AdamW divides by the gradient's size, so where that is 1e-9 its rounding is seen.
+        assert off.norm() < (1e-6 if case == "full" else 1e-3) * moved.norm()
+        assert len(ours["logs"]) == len(alone["logs"])
+        assert sum("eval_loss" in log for log in ours["logs"]) == (3 if case == "lora" else 0)
+        for log, expected in zip(ours["logs"], alone["logs"], strict=True):
+            assert log == pytest.approx(expected, rel=1e-4, abs=2e-5)
+    for a, b in zip(two[0][case]["weights"], two[1][case]["weights"], strict=True):
+        assert torch.equal(a, b), "ranks hold the same bits"
+
+
+def test_a_failure_on_one_rank_ends_all_of_them_with_its_sentence(two) -> None:
+    first, second = (rank["failures"] for rank in two)
+    assert first["a sentence on rank 1"] == "OtherRankError: process 1 of 2 failed: the disk is on fire"
+    assert second["a sentence on rank 1"] == "PrefoptError: the disk is on fire"
+    assert first["a defect on rank 0"] == "ValueError: boom"
+    assert second["a defect on rank 0"] == "OtherRankError: process 0 of 2 failed: ValueError: boom"
+
+
+def test_a_callback_that_stops_one_rank_stops_all(two) -> None:
+    assert {rank["failures"]["a stop on rank 1"] for rank in two} == {"ended after step 3"}
+
+
+def test_weights_in_parts_give_the_gradients_of_whole_ones(tmp_path: Path) -> None:
+    """torch's fully_shard, with uneven packs and every kind of reference."""
+    file = tmp_path / "found.json"
+    for rank in together(2, "tests.train.ranked_shards", str(file)):
+        assert rank.returncode == 0, rank.stderr
+    for found in json.loads(file.read_text()):
+        assert len(found) == len(ranked_shards.CASES)
+        for case, numbers in found.items():
+            assert numbers.pop("size") > 1e-3, case
+            assert numbers["gradients"] < 2e-6, (case, numbers)
+            assert max(numbers.values()) < 1e-5, (case, numbers)
