@@ -26,11 +26,13 @@ from prefopt.losses import Loss
 from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import ExactEpoch
 from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.retry import PackLimit
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
@@ -100,6 +102,7 @@ class PreferenceTrainer(Trainer):
         self.reference = self._reference(reference, tokenizer)
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
+        self._limit = PackLimit()
         self._window = MeanMetrics()
         self._tokens = 0
         self._resume: dict[str, Any] | None = None
@@ -144,14 +147,18 @@ class PreferenceTrainer(Trainer):
         model.train()
         self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
-        result = run_step(
-            self.packed,
-            self.reference,
-            self.loss_module,
-            packs,
-            backward=self.accelerator.backward,
-            autocast=self.accelerator.autocast,
-        )
+
+        def step(packs: Sequence[Pack]) -> StepResult:
+            return run_step(
+                self.packed,
+                self.reference,
+                self.loss_module,
+                packs,
+                backward=self.accelerator.backward,
+                autocast=self.accelerator.autocast,
+            )
+
+        result = self._limit.run(packs, step, self.model.parameters())
         if self.state.global_step == 0:
             self._check_start(result)
         self._window.update(result.metrics)
