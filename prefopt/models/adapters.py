@@ -54,7 +54,7 @@ def new_adapter(model: Any, section: LoraSection, *, seed: int) -> Any:
             peft_model = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
         raise ModelError(f"model.lora does not fit this model: {error}") from error
-    _settle_dtype(peft_model, section.dtype)
+    settle_dtype(peft_model, section.dtype)
     return peft_model
 
 
@@ -85,7 +85,7 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
         )
     if embeddings := sorted(saved - needed):
         setattr(peft_model, _WITH_EMBEDDINGS, f"the adapter brought embeddings of its own ({embeddings[0]})")
-    _settle_dtype(peft_model, dtype)
+    settle_dtype(peft_model, dtype)
     return peft_model
 
 
@@ -189,7 +189,7 @@ class _ComputesInInputDtype(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
-def _settle_dtype(model: Any, dtype: str) -> None:
+def settle_dtype(model: Any, dtype: str) -> None:
     """Store the adapter in `dtype` and let it compute in the base model's."""
     store = torch.float32 if dtype == "auto" else DTYPES[dtype]
     for layer in model.modules():

@@ -18,17 +18,19 @@ from prefopt.eval import PairEvaluation, evaluate_pairs, held_out_pairs
 from prefopt.models import load_policy
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
-from prefopt.recipe import Recipe
+from prefopt.recipe import Recipe, dump_recipe
 from prefopt.sampling import generate
 from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
+from prefopt.workflow.budget import begun_with, settle_budget
 from prefopt.workflow.directory import (
     AFTER,
     BEFORE,
     DATA,
     ENVIRONMENT,
     METRICS,
+    RECIPE,
     SAMPLES,
     claim_directory,
     write_json,
@@ -70,6 +72,8 @@ def train_run(
         PrefoptError: what the rooms below say of models, data and settings.
     """
     run = recipe.train.output_dir
+    if resume:
+        recipe = begun_with(recipe, run)
     args = recipe.train.arguments()
     loss = recipe.loss.build()
     claim_directory(run, recipe, resume=resume)
@@ -98,6 +102,9 @@ def train_run(
     epoch = _epoch(trainer, say)
     summaries = {"eval": measured and measured.summary.to_dict()}
     write_json(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
+    if (settled := settle_budget(trainer, recipe, say)) != recipe:
+        recipe = settled
+        (run / RECIPE).write_text(dump_recipe(recipe))  # what a resume goes on with
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
 
