@@ -198,6 +198,44 @@ def _memory_gib() -> float | None:
     return round(min(sizes) / _GIB, 1) if sizes else None
 
 
+def available_memory() -> int | None:
+    """Return the bytes of main memory that this process could still take, or None where nothing tells.
+
+    That is what the machine has left, or the rest of its container's or process's limit if that is less.
+    """
+    sizes = []
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        sizes.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            sizes.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    if (own := _process_limit()) is not None:
+        sizes.append(own)
+    return max(0, min(sizes)) if sizes else None
+
+
+def _process_limit() -> int | None:
+    """Return what is left of the address space that the process may have (`ulimit -v`), or None without a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        return limit - pages * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None
+
+
 def _devices() -> list[dict[str, Any]]:
     """Return the accelerators that torch sees."""
     import torch

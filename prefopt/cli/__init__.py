@@ -13,7 +13,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, merge, push, reference, train, version
+from prefopt.cli import (
+    chat,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    kernels,
+    losses,
+    merge,
+    plan,
+    push,
+    reference,
+    train,
+    version,
+)
 from prefopt.cli.console import messages
 from prefopt.errors import PrefoptError
 
@@ -37,6 +51,7 @@ kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of 
 
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
 app.command("chat")(chat.chat)

@@ -73,7 +73,7 @@ def shared_prompt_attention(
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     layout.plans[CALLS] = layout.plans.get(CALLS, 0) + 1
-    window = _window(layout, sliding_window)
+    window = reaching(layout, sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     sinks = None if s_aux is None else s_aux.reshape(heads)
     with torch.autocast(query.device.type, enabled=False):
@@ -86,7 +86,7 @@ def shared_prompt_attention(
     return out.unsqueeze(0), None
 
 
-def _window(layout: Layout, window: int | None) -> int | None:
+def reaching(layout: Layout, window: int | None) -> int | None:
     """Return the window, or None where it reaches every position of the row."""
     longest = max(g.prompt + max(g.completions, default=0) for g in layout.groups)
     return None if window is None or window >= longest else window
@@ -113,13 +113,12 @@ def _flex(layout: Layout, window: int | None, query: Tensor, key: Tensor, value:
 
 def _plan(layout: Layout, query: Tensor, key: Tensor, window: int | None, sinks: bool) -> Plan:
     """Return the layout's plan for such layers, made at the first call for a pack and kept with its layout."""
-    heads, kv_heads = query.shape[1], key.shape[1]
-    name = ("attention", heads, kv_heads, window, sinks, query.device, query.dtype)
+    name = plan_name(query, key, window, sinks=sinks)
     if name not in layout.plans:
         layout.plans[name] = build_plan(
             layout,
-            heads=heads,
-            kv_heads=kv_heads,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
             window=window,
             sinks=sinks,
             device=query.device,
@@ -127,6 +126,11 @@ def _plan(layout: Layout, query: Tensor, key: Tensor, window: int | None, sinks:
         )
     plan: Plan = layout.plans[name]
     return plan
+
+
+def plan_name(query: Tensor, key: Tensor, window: int | None, *, sinks: bool) -> tuple[object, ...]:
+    """Return the key under which a layout keeps its plan for such layers."""
+    return ("attention", query.shape[1], key.shape[1], window, sinks, query.device, query.dtype)
 
 
 class _Attention(torch.autograd.Function):

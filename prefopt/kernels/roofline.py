@@ -35,14 +35,27 @@ class Gpu:
     bandwidth: float
     """Of the memory, 1e9 bytes a second."""
     source: str
+    memory: int = 0
+    """GiB."""
 
 
+_GA102, _ADA = (f"NVIDIA {name} GPU Architecture whitepaper, appendix A" for name in ("Ampere GA102", "Ada"))
+_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A"
+_HOPPER = "NVIDIA H100 Tensor Core GPU Architecture whitepaper, table 2"
 GPUS: Mapping[str, Gpu] = {
-    "3090": Gpu("RTX 3090", 71.0, 936, "NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A"),
-    "4090": Gpu("RTX 4090", 165.2, 1008, "NVIDIA Ada GPU Architecture whitepaper, appendix A"),
-    "5090": Gpu("RTX 5090", 209.5, 1792, "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A"),
-    "a100": Gpu("A100 80GB SXM", 312.0, 2039, "NVIDIA A100 80GB data sheet"),
-    "h100": Gpu("H100 SXM", 989.4, 3350, "NVIDIA H100 Tensor Core GPU Architecture whitepaper, table 2"),
+    "3080": Gpu("RTX 3080 10GB", 59.5, 760, _GA102, 10),
+    "3090": Gpu("RTX 3090", 71.0, 936, _GA102, 24),
+    "4080": Gpu("RTX 4080", 97.5, 717, _ADA, 16),
+    "4090": Gpu("RTX 4090", 165.2, 1008, _ADA, 24),
+    "5080": Gpu("RTX 5080", 112.6, 960, _BLACKWELL, 16),
+    "5090": Gpu("RTX 5090", 209.5, 1792, _BLACKWELL, 32),
+    "l4": Gpu("L4", 121.0, 300, "NVIDIA L4 data sheet", 24),
+    "l40s": Gpu("L40S", 362.0, 864, "NVIDIA L40S data sheet", 48),
+    "a6000": Gpu("RTX A6000", 154.8, 768, "NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix C", 48),
+    "a100-40": Gpu("A100 40GB SXM", 312.0, 1555, "NVIDIA A100 data sheet", 40),
+    "a100": Gpu("A100 80GB SXM", 312.0, 2039, "NVIDIA A100 80GB data sheet", 80),
+    "h100": Gpu("H100 SXM", 989.4, 3350, _HOPPER, 80),
+    "h200": Gpu("H200 SXM", 989.4, 4800, "NVIDIA H200 data sheet", 141),
 }
 
 

@@ -54,7 +54,7 @@ def new_adapter(model: Any, section: LoraSection | PeftSection, *, seed: int) ->
         name = "peft" if isinstance(section, PeftSection) else "lora"
         raise ModelError(f"model.{name} does not fit this model: {error}") from error
     _check_reads_weights(peft_model)
-    _settle_dtype(peft_model, "auto" if isinstance(section, PeftSection) else section.dtype)
+    settle_dtype(peft_model, "auto" if isinstance(section, PeftSection) else section.dtype)
     return peft_model
 
 
@@ -119,7 +119,7 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
     if embeddings := sorted(saved - needed):
         setattr(peft_model, _WITH_EMBEDDINGS, f"the adapter brought embeddings of its own ({embeddings[0]})")
     _check_reads_weights(peft_model)
-    _settle_dtype(peft_model, dtype)
+    settle_dtype(peft_model, dtype)
     return peft_model
 
 
@@ -238,7 +238,7 @@ class _ComputesInInputDtype(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
-def _settle_dtype(model: Any, dtype: str) -> None:
+def settle_dtype(model: Any, dtype: str) -> None:
     """Store the adapter in `dtype` and let it compute in the base model's."""
     store = torch.float32 if dtype == "auto" else DTYPES[dtype]
     for layer in model.modules():

@@ -75,6 +75,17 @@ def admit(model: nn.Module) -> Admission:
     return admission
 
 
+def expected(model: nn.Module) -> Admission:
+    """Return what the model's own description says of how its packs are built, without trying it.
+
+    Raises:
+        ModelError: when the model is no text-only causal language model.
+    """
+    causal = CausalModel(model)
+    refusal, one_row = _gate(causal), _moves_rope(causal.config) is not None
+    return Admission(refusal is None, one_row, refusal or "its description says nothing against it")
+
+
 def _state(causal: CausalModel) -> object:
     """What an answer depends on beside the architecture, cheap to compare."""
     weight = next(causal.causal.parameters())

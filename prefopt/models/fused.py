@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,11 +29,12 @@ ROTATE = "apply_rotary_pos_emb"
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
+def fused(model: nn.Module, *, gpu: bool = False) -> Iterator[None]:
     """Within, the model keeps less for the backward pass and passes over memory less often.
 
     Plain LoRA layers are replaced, and on a CPU Llama's kind of RMS norm and of rotation, once tried beside ours.
-    Classes, hooks and weights stay as they are, and afterwards nothing is left behind.
+    Classes, hooks and weights stay as they are, and afterwards nothing is left behind. With `gpu`, a model whose
+    tensors say that they are on a CPU is treated as if they were on a GPU.
     """
     replaced: list[nn.Module] = []
     same: dict[type, bool] = {}
@@ -41,10 +43,10 @@ def fused(model: nn.Module) -> Iterator[None]:
             for module in model.modules():
                 if "forward" in vars(module):  # ours, from an outer `fused`, or that of accelerate's hooks
                     continue
-                if (forward := _low_rank(module) or _norm(module, same)) is not None:
+                if (forward := _low_rank(module) or (None if gpu else _norm(module, same))) is not None:
                     module.forward = forward
                     replaced.append(module)
-            for source in _rotating(model):
+            for source in [] if gpu else _rotating(model):
                 own = getattr(source, ROTATE)
                 stack.callback(setattr, source, ROTATE, own)
                 setattr(source, ROTATE, _rotation(own))
@@ -117,8 +119,14 @@ def _norm(module: nn.Module, same: dict[type, bool]) -> Forward | None:
 
 
 def _same_norm(module: nn.Module, weight: Tensor, eps: float) -> bool:
-    """Try the module on rows so small that eps counts, and on large ones: a class name says nothing of `1 + weight`."""
+    """Try the module on rows so small that eps counts, and on large ones: a class name says nothing of `1 + weight`.
+
+    What is tried is its class with another weight of that shape and dtype: the module's own may have no data.
+    """
     generator = torch.Generator().manual_seed(0)
+    weight = (torch.rand(weight.shape, generator=generator) + 0.5).to(weight.dtype)
+    module = copy.copy(module)
+    module._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
     rows = torch.randn(4, weight.shape[0], generator=generator) * torch.tensor([[eps**0.5], [0.1], [1.0], [30.0]])
     rows = rows.to(weight.dtype)
     with torch.no_grad():

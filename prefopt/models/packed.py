@@ -126,8 +126,7 @@ class PackedModel:
         else:
             padding = pack.mask is not None and not bool(pack.mask.all())
             hidden = self._causal.hidden(input_ids=pack.tokens, **({"attention_mask": pack.mask} if padding else {}))
-        scored: Tensor = _Scored.apply(hidden.flatten(0, 1), pack.score_at)
-        return scored
+        return take_scored(hidden, pack.score_at)
 
     def _shared(self, pack: Pack) -> Tensor:
         """Return hidden states (1, T, H), or (R, T, H) for a pack of rows, which go side by side as one row."""
@@ -173,6 +172,12 @@ class PackedModel:
         """Refuse a backward pass that would run the forward pass again with the model's own attention."""
         if any(getattr(module, "gradient_checkpointing", False) for module in self._causal.backbone.modules()):
             self._check_attached("the backward pass with activation checkpointing")
+
+
+def take_scored(hidden: Tensor, at: Tensor) -> Tensor:
+    """Return (N, H), the rows `at` (N,) of the hidden states (R, T, H), R * T rows."""
+    scored: Tensor = _Scored.apply(hidden.flatten(0, 1), at)
+    return scored
 
 
 class _Scored(torch.autograd.Function):

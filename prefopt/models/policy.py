@@ -153,9 +153,9 @@ def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype, device: 
     check_plain(source.folder, source.name)
     try:
         settings = AutoConfig.from_pretrained(source.folder, **options)
-        _check_architecture(settings, source.name)
+        check_architecture(settings, source.name)
         if not config.dropout:
-            _drop_dropout(settings)
+            drop_dropout(settings)
         if config.quantization is not None:
             options |= load_options(config.quantization, settings, dtype, device)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -175,14 +175,16 @@ def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype, device: 
     return model
 
 
-def _check_architecture(settings: Any, name: str) -> None:
+def check_architecture(settings: Any, name: str) -> None:
+    """Raise `ModelError` for a configuration of what is no causal language model."""
     if settings.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder model; prefopt trains causal language models.")
     if getattr(settings, "is_decoder", True) is False:  # only encoders that can double as decoders have the switch
         raise ModelError(f"{name} is an encoder ({settings.model_type}); prefopt trains causal language models.")
 
 
-def _drop_dropout(settings: Any) -> None:
+def drop_dropout(settings: Any) -> None:
+    """Set every dropout of a configuration to 0."""
     for name, value in settings.to_dict().items():
         if ("drop" in name) and isinstance(value, float):
             setattr(settings, name, 0.0)

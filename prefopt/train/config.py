@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -14,6 +14,9 @@ from prefopt.config import Section
 from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError, nearest
 from prefopt.train.arguments import OWNED, NonFinite, PreferenceArguments
+
+DEFAULT_BUDGET = 4096
+"""Tokens; and what stands for 'auto' until it is known."""
 
 
 @cache
@@ -31,8 +34,9 @@ class TrainConfig(Section):
 
     output_dir: Path = Field(description="The run directory: new, empty, or a run to resume.")
     examples_per_step: Annotated[int, Field(ge=1)] = Field(32, description="Examples an optimizer step counts.")
-    token_budget: Annotated[int, Field(ge=1)] = Field(
-        4096, description="Tokens of a pack at most: bounds memory and never changes the result."
+    token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        DEFAULT_BUDGET,
+        description="Tokens of a pack at most: bounds memory and never changes the result. auto: as many as fit.",
     )
 
     over_budget: OverBudget = Field(
@@ -75,6 +79,8 @@ class TrainConfig(Section):
         """Return the trainer's arguments. Raises `RecipeError` for values that contradict each other."""
         try:
             own = {name: getattr(self, name) for name in type(self).model_fields if name != "output_dir"}
+            if self.token_budget == "auto":
+                own["token_budget"] = DEFAULT_BUDGET
             return PreferenceArguments(output_dir=str(self.output_dir), **own, **(self.__pydantic_extra__ or {}))
         except ValueError as error:
             raise RecipeError(f"the train section contradicts itself: {error}") from error

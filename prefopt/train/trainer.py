@@ -34,6 +34,7 @@ from prefopt.train.offload import forward_context
 from prefopt.train.pace import Pace, peak_memory
 from prefopt.train.ranks import ranks_of_this_run
 from prefopt.train.reference import reference_of, release_if_stored, sharded_reference
+from prefopt.train.retry import PackLimit
 from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
@@ -116,6 +117,7 @@ class PreferenceTrainer(ResumableTrainer):
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
         self._measures = tuple(measures)
+        self._limit = PackLimit()
         self._window = MeanMetrics()
         self._pace = Pace()
         self._tokens = 0
@@ -177,15 +179,20 @@ class PreferenceTrainer(ResumableTrainer):
         model.train()
         self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
-        result = run_step(
-            self.packed,
-            self.reference,
-            self.loss_module,
-            packs,
-            backward=self.accelerator.backward,
-            autocast=forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload),
-            ranks=self.ranks,
-        )
+        offload = self.arguments.activation_offload
+
+        def step(packs: Sequence[Pack]) -> StepResult:
+            return run_step(
+                self.packed,
+                self.reference,
+                self.loss_module,
+                packs,
+                backward=self.accelerator.backward,
+                autocast=forward_context(self.model, self.accelerator.autocast, offload=offload),
+                ranks=self.ranks,
+            )
+
+        result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
         self._tokens += result.tokens
         self._pace.add(result.tokens)
         # A gradient that is scaled for float16 may overflow: its scaler sees to that.

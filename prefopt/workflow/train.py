@@ -20,13 +20,14 @@ from prefopt.models import load_policy
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.models.sharded import trained_weights
-from prefopt.recipe import Recipe
+from prefopt.recipe import Recipe, dump_recipe
 from prefopt.train.alarms import Alarms
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.feed import Feed
 from prefopt.train.ranks import Ranks, ranks_of_this_run
 from prefopt.train.trainer import PreferenceTrainer
+from prefopt.workflow.budget import begun_with, settle_budget
 from prefopt.workflow.directory import (
     AFTER,
     ALARMS,
@@ -34,9 +35,11 @@ from prefopt.workflow.directory import (
     DATA,
     ENVIRONMENT,
     METRICS,
+    RECIPE,
     SAMPLES,
     SAMPLES_DURING,
     claim_directory,
+    replace_text,
     write_json,
 )
 from prefopt.workflow.finished import save_result
@@ -79,6 +82,8 @@ def train_run(
         RunError: the directory is not empty (without `resume`), not writable, or holds a run of another recipe.
         PrefoptError: what the rooms below say of models, data and settings.
     """
+    if resume:
+        recipe = begun_with(recipe, recipe.train.output_dir)
     args = recipe.train.arguments()  # which joins the processes that a launcher started
     ranks = ranks_of_this_run()
     with ranks.together():
@@ -127,6 +132,10 @@ def _train(
     epoch = _epoch(trainer, say)
     summaries = {"eval": measured and measured.summary.to_dict()}
     write(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
+    if (settled := settle_budget(trainer, recipe, say)) != recipe:
+        recipe = settled
+        if ranks.main:
+            replace_text(run / RECIPE, dump_recipe(recipe))  # what a resume goes on with
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
     if ranks.size > 1:
@@ -164,7 +173,7 @@ def _train(
     write(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
     kept = ranks.of_main(lambda: json.loads((run / BEFORE).read_text()) if after else None)
     before = PairEvaluation.from_dict(kept) if kept else None
-    if (asked := note_reference(trainer.reference, run)) and ranks.main:
+    if ranks.main and (asked := note_reference(trainer.reference, run)):
         say(asked)
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
 
