@@ -12,8 +12,9 @@ from prefopt.recipe import Recipe, dump_recipe, load_recipe
 RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.json", "metrics.jsonl"
 REJECTED, SAMPLES, ADAPTER, MODEL = "rejected_rows.jsonl", "samples.json", "adapter", "model"
 BEFORE, AFTER = "eval/before.json", "eval/after.json"
+REFERENCE = "reference.json"
 INPUTS = "inputs"  # data that was made for this run
-BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REJECTED, f"eval_{REJECTED}"}
+BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REFERENCE, REJECTED, f"eval_{REJECTED}"}
 
 
 def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -35,7 +35,7 @@ from prefopt.workflow.directory import (
 )
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
-from prefopt.workflow.reference import note_reference
+from prefopt.workflow.reference import note_reference, settled
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def train_run(
         model,
         data,
         loss,
-        recipe.reference,
+        settled(recipe.reference, run) if resume else recipe.reference,
         args,
         eval_data=held_out,
         tokenizer=tokenizer,
@@ -101,6 +101,7 @@ def train_run(
     write_json(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
     say(f"policy: {trainer.packed.admission.reason}")
     say(f"reference: {trainer.reference.reason}")
+    note_reference(trainer.reference, run)
 
     if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
         say("measuring before training")
