@@ -13,8 +13,9 @@ RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.js
 REJECTED, SAMPLES, ADAPTER, MODEL = "rejected_rows.jsonl", "samples.json", "adapter", "model"
 SAMPLES_DURING, ALARMS = "samples_during.jsonl", "alarms.jsonl"
 BEFORE, AFTER = "eval/before.json", "eval/after.json"
+REFERENCE = "reference.json"
 INPUTS = "inputs"  # data that was made for this run
-BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REJECTED, f"eval_{REJECTED}"}
+BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REFERENCE, REJECTED, f"eval_{REJECTED}"}
 
 
 def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
@@ -17,16 +18,16 @@ from prefopt.errors import DataError, RecipeError
 from prefopt.eval import held_out_pairs
 from prefopt.eval.score import pair_packs
 from prefopt.models import load_policy
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.models.references import CachedReference, Reference, Store, Usage, default_folder
 from prefopt.models.states import Reduction
 from prefopt.recipe import Recipe
 from prefopt.records import Pack
 from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
-from prefopt.workflow.directory import write_json
+from prefopt.workflow.directory import REFERENCE, write_json
 from prefopt.workflow.inputs import load_data, weights_of
 
-REFERENCE = "reference.json"
 Progress = Callable[[int, int], None]
 
 
@@ -74,9 +75,9 @@ def build_cache(
     loss = recipe.loss.build()
     if not loss.needs_reference:
         raise RecipeError(f"the loss {loss.name} compares with no reference, so there is nothing to compute ahead.")
-    args = recipe.train.arguments()
-    model, tokenizer = load_policy(recipe.model, seed=args.seed)
-    with tempfile.TemporaryDirectory() as aside:  # rejected rows are listed by the run itself
+    with tempfile.TemporaryDirectory() as aside:  # the run itself writes into its directory
+        args = recipe.train.model_copy(update={"output_dir": Path(aside)}).arguments()
+        model, tokenizer = load_policy(recipe.model, seed=args.seed)
         data, held_out = load_data(recipe, tokenizer, Path(aside))
         stream = isinstance(data, PreferenceStream)
         trainer = PreferenceTrainer(
@@ -119,6 +120,14 @@ def clear_cache(folder: Path | None = None, *, unused_days: float = 0.0) -> int:
     """Forget the references that no run has used for so many days; returns how many."""
     place = folder or default_folder()
     return Store(place, required=True).clear(unused_days * 86400) if place.is_dir() else 0
+
+
+def as_begun(section: ReferenceConfig, run: Path) -> ReferenceConfig:
+    """Return the section for a run that goes on: with a cache if it began with one, whatever was stored since."""
+    if section.cache != "auto" or not (run / REFERENCE).is_file():
+        return section
+    began = json.loads((run / REFERENCE).read_text())
+    return section.model_copy(update={"cache": began["cache"] is not None})
 
 
 def note_reference(reference: Reference, run: Path) -> str | None:

@@ -44,7 +44,7 @@ from prefopt.workflow.directory import (
 )
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
-from prefopt.workflow.reference import note_reference
+from prefopt.workflow.reference import as_begun, note_reference
 from prefopt.workflow.samples import SampleWatch, sample_texts
 
 
@@ -116,7 +116,7 @@ def _train(
         model,
         data,
         loss,
-        recipe.reference,
+        as_begun(recipe.reference, run) if resume else recipe.reference,
         args,
         eval_data=held_out,
         tokenizer=tokenizer,
@@ -140,6 +140,8 @@ def _train(
     say(f"reference: {trainer.reference.reason}")
     if ranks.size > 1:
         say(f"processes: {ranks.size}, each computes its part of every step")
+    if ranks.main:
+        note_reference(trainer.reference, run)
 
     def evaluate() -> PairEvaluation | None:
         return _evaluate(trainer.packed, trainer.reference.start, pairs, recipe)

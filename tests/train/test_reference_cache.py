@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,23 @@ def test_auto_reads_what_is_there_also_for_a_single_epoch(tmp_path: Path, tiny_m
     assert trainer.reference.counts.passes == 0
     bare = make_trainer(tmp_path, tiny_model, reference={"kind": "frozen_copy"}, num_train_epochs=1)
     assert not isinstance(bare.reference, CachedReference)
+
+
+def test_a_run_that_began_without_a_cache_goes_on_without_whatever_was_stored_since(
+    tmp_path: Path, tiny_model: Path, reference_cache: Path
+) -> None:
+    path = write_recipe(tmp_path, tiny_model)
+    words = ["reference=auto", "train.num_train_epochs=1", "train.save_strategy=steps", "train.save_steps=1"]
+    recipe = load_recipe(path, words)
+    train_run(recipe)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    build_cache(recipe)
+    assert [*reference_cache.rglob("*.sqlite")]
+    again = train_run(recipe, resume=True)
+    assert json.loads((again.path / "reference.json").read_text())["cache"] is None
+    (tmp_path / "run").rename(tmp_path / "first")
+    fresh = train_run(recipe)
+    assert json.loads((fresh.path / "reference.json").read_text())["cache"]["hits"] > 0
 
 
 def test_a_stream_fills_the_cache_and_reads_it(tmp_path: Path, tiny_model: Path) -> None:
