@@ -19,7 +19,7 @@ def test_a_file_is_loaded_cold_and_warm(tmp_path):
     )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, str(BENCHMARK), "--rows", "30", "--words", "4", "--repeats", "1", "--no-trl",
-               "--model", str(tmp_path / "tokenizer")]  # fmt: skip
+               "--workers", "0", "--model", str(tmp_path / "tokenizer")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARK.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
