@@ -2,6 +2,7 @@
 
     python benchmarks/data.py                     # 20,000 pairs of some 200 tokens, 3 repeats
     python benchmarks/data.py --rows 2000 --repeats 1
+    python benchmarks/data.py --workers 0 --no-trl     # by one process, beside a run without
 
 Every measurement is a process of its own and the sides take turns: a ratio is that of two neighbours, since others
 may be busy on the same machine. Seconds are of the load alone, behind imports and the tokenizer; `cpu` is the
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--words", type=int, default=24, help="words of a prompt and of each completion")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default=MODEL, help="whose tokenizer; a name or a folder")
+    parser.add_argument("--workers", type=int, help="processes of prefopt's load; unset, as data.workers is unset")
     parser.add_argument("--no-trl", action="store_true")
     parser.add_argument("--measure", choices=("prefopt", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -61,12 +64,12 @@ def write_pairs(path: Path, rows: int, words: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def measure(side: str, file: str, model: str) -> dict[str, float]:
-    """Load the file once in this process."""
+def measure(side: str, file: str, model: str, workers: int | None) -> dict[str, float]:
+    """Load the file once; processes that the load starts are counted in `cpu`."""
     from prefopt.models.tokenizer import tokenizer_of
 
     tokenizer = tokenizer_of(model)
-    load = load_with_prefopt if side == "prefopt" else load_with_trl
+    load = partial(load_with_prefopt, workers=workers) if side == "prefopt" else load_with_trl
     started, before = time.perf_counter(), os.times()
     rows, tokens = load(file, tokenizer)
     seconds, after = time.perf_counter() - started, os.times()
@@ -74,10 +77,10 @@ def measure(side: str, file: str, model: str) -> dict[str, float]:
     return {"seconds": seconds, "cpu": used, "rows": rows, "tokens": tokens}
 
 
-def load_with_prefopt(file: str, tokenizer: Any) -> tuple[int, int]:
+def load_with_prefopt(file: str, tokenizer: Any, workers: int | None = None) -> tuple[int, int]:
     from prefopt import load_preferences
 
-    data = load_preferences(file, tokenizer)
+    data = load_preferences(file, tokenizer, workers=workers)
     return len(data), int(data.prompt_lengths.sum() + data.completion_lengths.sum())
 
 
@@ -97,10 +100,11 @@ def load_with_trl(file: str, tokenizer: Any) -> tuple[int, int]:
     return len(prepared), held
 
 
-def run(side: str, file: Path, model: str, home: Path) -> dict[str, float]:
+def run(side: str, file: Path, home: Path, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own, whose caches of data lie in `home`."""
     environment = {**os.environ, "PREFOPT_BENCHMARK_CACHE": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
-    command = [sys.executable, str(HERE / "data.py"), "--measure", side, "--file", str(file), "--model", model]
+    command = [sys.executable, str(HERE / "data.py"), "--measure", side, "--file", str(file), "--model", options.model]
+    command += [] if options.workers is None else ["--workers", str(options.workers)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
         raise RuntimeError(f"{side} failed:\n{found.stderr[-3000:]}")
@@ -114,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         folder = Path(os.environ["PREFOPT_BENCHMARK_CACHE"])
         cache.default_folder = lambda: folder / "prefopt"
-        print(json.dumps(measure(options.measure, options.file, options.model)))
+        print(json.dumps(measure(options.measure, options.file, options.model, options.workers)))
         return 0
     with_trl = not options.no_trl and importlib.util.find_spec("trl") is not None
     results: list[dict[str, dict[str, float]]] = []
@@ -123,9 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         write_pairs(file, options.rows, options.words)
         for repeat in range(options.repeats):
             home = Path(place) / str(repeat)
-            found = {name: run("prefopt", file, options.model, home) for name in ("cold", "warm")}
+            found = {name: run("prefopt", file, home, options) for name in ("cold", "warm")}
             if with_trl:
-                found["trl"] = run("trl", file, options.model, home)
+                found["trl"] = run("trl", file, home, options)
             results.append(found)
             for name, own in found.items():
                 rows, tokens = own["rows"] / own["seconds"], own["tokens"] / own["seconds"]
@@ -143,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     ratios = [own["trl"]["seconds"] / own["cold"]["seconds"] for own in results] if with_trl else []
     installed = [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
     report = {
-        "settings": {"rows": options.rows, "words": options.words, "repeats": options.repeats, "model": options.model},
+        "settings": {name: getattr(options, name) for name in ("rows", "words", "repeats", "workers", "model")},
         "tokens_per_row": results[0]["cold"]["tokens"] / results[0]["cold"]["rows"],
         "sides": summary,
         "times_trl": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)} if ratios else None,

@@ -1,24 +1,64 @@
-"""How full packs are: packs a step beside the fewest possible, and tokens computed beside tokens given.
+"""How full packs are: packs a step beside the fewest that any packing needs, and work done beside work asked for.
 
     python benchmarks/packs.py
 
-Pairs with log-normal lengths like UltraFeedback's: prompts of 180 tokens, completions of 300 (means). Computed is what
-a CPU computes in 16 bits, where the length of a pack is rounded up.
+Pairs with log-normal lengths like UltraFeedback's: prompts of 180 tokens, completions of 300 (means). Groups are whole,
+so that tokens / budget, rounded up, can't always be reached: `fewest` is what an exact search proves to be needed.
+
+Three things are padded where a CPU computes in 16 bits. The row of a pack is rounded up, for the products with
+weights (`rows`). Attention cuts it into strips that are batched to blocks: `queries` are the strips' rows with padding
+beside the tokens, and `scores` the entries of the blocks beside those that a token may look at. `all` weighs products
+and scores by their multiplications in a model of SmolLM2-135M's shape, forward: what a token costs beside what it would
+cost without any padding; of the first seed alone. On a GPU rows are not rounded up.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from prefopt.data import plan_packs
+import torch
+
+from prefopt.data import Part, plan_packs
+from prefopt.data.bins import few_bins
+from prefopt.kernels.attention_plan import build_plan
 from prefopt.kernels.shapes import rounded
-from prefopt.records import Group
+from prefopt.records import Group, GroupLayout, Layout
 
 PROMPT, COMPLETION = (180, 0.9), (300, 0.7)
 """Mean, and standard deviation of the logarithm."""
 LONGEST = 1000
 SEEDS, STEPS = 5, 20
+HEADS, KV_HEADS, HEAD, LAYERS, WEIGHTS = 9, 3, 64, 30, 106_200_000
+"""SmolLM2-135M's: heads, the numbers of one, layers, and weights in them, each multiplied once a token."""
+
+
+@dataclass
+class Work:
+    """What packs hold and what is computed of them."""
+
+    packs: int = 0
+    fewest: int = 0
+    floor: int = 0
+    """Tokens divided by the budget, rounded up, of each step."""
+    over: int = 0
+    """Steps with more than 1.1 times `floor` packs."""
+    unreachable: int = 0
+    """Those of them in which no packing takes fewer."""
+    tokens: int = 0
+    rows: int = 0
+    queries: int = 0
+    allowed: int = 0
+    scores: int = 0
+
+    @property
+    def all(self) -> float:
+        """Multiplications beside those without padding."""
+        score = 2 * HEADS * HEAD * LAYERS
+        return (self.rows * WEIGHTS + self.scores * score) / (self.tokens * WEIGHTS + self.allowed * score)
 
 
 def lengths(draw: random.Random, of: tuple[float, float]) -> int:
@@ -37,28 +77,76 @@ def step(draw: random.Random, pairs: int) -> list[Group]:
     ]
 
 
-def measure(pairs: int, budget: int) -> tuple[float, float, int]:
-    """Return the worst seed's packs / fewest and computed / given, and the steps over 1.1 times the fewest packs."""
-    packs_share, computed_share, over = 0.0, 0.0, 0
-    for seed in range(SEEDS):
+def add_pack(work: Work, pack: Sequence[Part]) -> None:
+    """Count the tokens and scores of a pack, and what a CPU makes of them in 16 bits."""
+    groups, start = [], 0
+    for part in pack:
+        prompt, own = len(part.group.prompt), tuple(map(len, part.group.completions))
+        groups.append(GroupLayout(start, prompt, own))
+        start += part.group.tokens
+        work.allowed += prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in own)
+    plan = build_plan(
+        Layout(tuple(groups)),
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        window=None,
+        sinks=False,
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+    )
+    work.tokens += start
+    work.rows += rounded(start)
+    work.queries += plan.query_rows.numel() // HEADS
+    work.scores += plan.scores // HEADS
+
+
+def measure(pairs: int, budget: int, *, seeds: int = SEEDS, steps: int = STEPS) -> Work:
+    """Pack `steps` steps of each seed, and cut those of the first into blocks."""
+    work = Work()
+    for seed in range(seeds):
         draw = random.Random(seed)
-        packs = fewest = computed = given = 0
-        for _ in range(STEPS):
+        for _ in range(steps):
             groups = step(draw, pairs)
             plan = plan_packs(groups, token_budget=budget, shared=True)
-            own = sum(group.tokens for group in groups)
-            computed += sum(rounded(sum(part.group.tokens for part in pack)) for pack in plan)
-            given += own
-            packs += len(plan)
-            fewest += -(-own // budget)
-            over += len(plan) > 1.1 * -(-own // budget)
-        packs_share, computed_share = max(packs_share, packs / fewest), max(computed_share, computed / given)
-    return packs_share, computed_share, over
+            sizes = [part.group.tokens for pack in plan for part in pack]
+            floor, fewest = -(-sum(sizes) // budget), few_bins(sizes, budget).fewest
+            work.packs += len(plan)
+            work.fewest += fewest
+            work.floor += floor
+            if len(plan) > 1.1 * floor:
+                work.over += 1
+                work.unreachable += len(plan) == fewest
+            if seed == 0:
+                for pack in plan:
+                    add_pack(work, pack)
+    return work
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[16, 32, 64, 128], help="pairs a step")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[2048, 3000, 4096, 8192, 16384])
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of each seed")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    print("                packs a step beside        over 1.1 floors   computed / asked for")
+    print("pairs  budget   floor  fewest possible     (can't be fewer)    rows  queries  scores    all")
+    for pairs in options.pairs:
+        for budget in options.budgets:
+            work = measure(pairs, budget, seeds=options.seeds, steps=options.steps)
+            steps = options.seeds * options.steps
+            print(
+                f"{pairs:5}  {budget:6}  {work.packs / work.floor:6.3f}  {work.packs / work.fewest:15.3f}"
+                f"  {work.over:6} of {steps} ({work.unreachable:4})  {work.rows / work.tokens:6.3f}"
+                f"  {work.queries / work.tokens:7.3f}  {work.scores / work.allowed:6.3f}  {work.all:5.3f}",
+                flush=True,
+            )
+    return 0
 
 
 if __name__ == "__main__":
-    print("pairs a step  budget  packs / fewest  computed / given  steps over 1.1")
-    for pairs in (16, 32, 64, 128):
-        for budget in (2048, 3000, 4096, 8192, 16384):
-            packs, computed, over = measure(pairs, budget)
-            print(f"{pairs:12}  {budget:6}  {packs:14.3f}  {computed:16.3f}  {over:7} / {SEEDS * STEPS}")
+    raise SystemExit(main())

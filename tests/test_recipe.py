@@ -75,8 +75,14 @@ def test_a_dumped_recipe_loads_to_an_equal_one_from_anywhere(folder: Path, tmp_p
 
 
 def test_a_url_of_data_is_no_path_and_stays_as_it_is(folder: Path) -> None:
-    urls = ("memory://room/a.jsonl", f"zip://a.jsonl::{folder}/a.zip")
+    urls = ("memory://room/a.jsonl", f"zip://a.jsonl::{folder}/a.zip", "zip://a.jsonl::memory://room/a.zip")
     assert load_recipe(folder / "recipe.yaml", [f"data.train=[{', '.join(urls)}]"]).data.train == urls
+
+
+def test_an_archive_beside_the_recipe_is_found_from_anywhere(folder: Path) -> None:
+    recipe = folder / "archive.yaml"
+    recipe.write_text(GOOD.replace("pairs.jsonl", "zip://*.jsonl::a.zip"))
+    assert load_recipe(recipe).data.train == f"zip://*.jsonl::{folder}/a.zip"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,13 @@ class Columns:
     """Of each example; False where there is none."""
     sources: Sequence[str]
     meta: Sequence[Mapping[str, Any] | None]
+    stops: NDArray[np.int64] | None = None
+    """Where each sequence ends in `tokens`; None where they stand end to end."""
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each sequence ends in `tokens`."""
+        return np.cumsum(self.lengths) if self.stops is None else self.stops
 
 
 class Texts:

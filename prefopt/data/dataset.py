@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from prefopt.data.columns import Columns, ColumnWriter, Example, Form, check_example
 from prefopt.data.identify import number_sequences
 from prefopt.data.packed import pack
+from prefopt.data.select import select, tokens_in_order
 from prefopt.data.summary import DataSummary
 from prefopt.errors import DataError
 from prefopt.records import Scores
@@ -68,7 +69,7 @@ class PreferenceData:
         self.form: Form = form
         self.columns = columns
         self._tokens, self._lengths, self._counts = columns.tokens, columns.lengths, columns.counts
-        self._stops: NDArray[np.int64] = np.cumsum(self._lengths)
+        self._stops = columns.ends
         self._prompts: NDArray[np.int64] = np.cumsum(self._counts + 1) - (self._counts + 1)  # each one's sequence
         self._scores, self._labels = columns.scores, columns.labels
         self._sources, self._meta = columns.sources, columns.meta
@@ -141,7 +142,7 @@ class PreferenceData:
     @cached_property
     def scored(self) -> NDArray[np.bool_]:
         """Has each example scores? (examples,) bool."""
-        return ~np.isnan(self._scores[self._prompts - np.arange(len(self))])
+        return ~np.isnan(self._scores[self._first_scores])
 
     @cached_property
     def prompt_ids(self) -> NDArray[np.int64]:
@@ -157,8 +158,8 @@ class PreferenceData:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"prefopt-data-1:{self.form}:".encode())
         digest.update(self._lengths.astype("<i8").tobytes())
-        for start in range(0, len(self._tokens), 1 << 24):  # they may lie on disk
-            digest.update(self._tokens[start : start + (1 << 24)].astype("<i4").tobytes())
+        for tokens in tokens_in_order(self.columns):
+            digest.update(tokens.astype("<i4").tobytes())
         if self.form == "listwise":
             digest.update(self._counts.astype("<i8").tobytes())
         if self.scored.any():
@@ -233,33 +234,42 @@ class PreferenceData:
         ids[places >= 0] = number_sequences(self._tokens, self._lengths, self._stops, places[places >= 0])
         return ids
 
+    @property
+    def _first_scores(self) -> NDArray[np.int64]:
+        """Which score is each example's first: (examples,) int64."""
+        return self._prompts - np.arange(len(self))
+
     def _as_pairs(self) -> PreferenceData:
         """Return the best and the worst completion of each list that prefers one to another."""
         decided = self._decided()
-        pairs = (
-            replace(
-                e,
-                completions=(e.completions[0], e.completions[-1]),
-                scores=(e.scores[0], e.scores[-1]),
-                cut=(e.cut[0], e.cut[-1]) if e.cut else (),
-            )
-            for e in decided
+        ends = np.column_stack([np.zeros_like(decided._counts), decided._counts - 1])
+        columns = select(
+            decided.columns,
+            np.arange(len(decided)),
+            decided._prompts,
+            decided._prompts[:, None] + 1 + ends,
+            scores=decided._scores[decided._first_scores[:, None] + ends],
         )
-        return PreferenceData("paired", pairs, summary=decided.summary)
+        return PreferenceData.of_columns("paired", columns, summary=decided.summary)
 
     def _decided(self) -> PreferenceData:
         """Return the lists that prefer one completion to another."""
-        decided = [example for example in self if np.float32(example.scores[0]) > np.float32(example.scores[-1])]
-        if not decided:
+        best = self._scores[self._first_scores].astype(np.float32)
+        worst = self._scores[self._first_scores + self._counts - 1].astype(np.float32)
+        decided = np.flatnonzero(best > worst)
+        if not decided.size:
             raise DataError(
                 "Completions of a list are compared by their scores, but the scores of every list of the data are all "
                 "equal. Give lists that prefer one completion to another."
             )
-        equal = len(self) - len(decided)
+        equal = len(self) - decided.size
         if not equal:
             return self
+        places = self._places[decided]
+        scores = self._scores[np.where(places < 0, 0, places - 1 - decided[:, None])]
+        columns = select(self.columns, decided, self._prompts[decided], places, scores=scores)
         note = f"{equal} of {len(self)} lists are left out: all of their scores are equal"
-        return PreferenceData("listwise", decided, summary=self._noted(note))
+        return PreferenceData.of_columns("listwise", columns, summary=self._noted(note))
 
     def _noted(self, note: str) -> DataSummary:
         return replace(self.summary, notes=(*self.summary.notes, note)) if note else self.summary
@@ -267,8 +277,13 @@ class PreferenceData:
     def _as_lists(self, scores: Scores) -> PreferenceData:
         if self.form == "listwise":
             return self
-        own = scores != "unused"
-        return PreferenceData("listwise", (_as_list(pair, own=own) for pair in self), summary=self.summary)
+        places, values = self._places, np.tile([1.0, 0.0], (len(self), 1))
+        if scores != "unused":  # which may prefer the rejected one
+            values = self._scores[self._first_scores[:, None] + [0, 1]]
+            turned = (values[:, 0] < values[:, 1])[:, None]
+            places, values = (np.where(turned, held[:, ::-1], held) for held in (places, values))
+        columns = select(self.columns, np.arange(len(self)), self._prompts, places, scores=values)
+        return PreferenceData.of_columns("listwise", columns, summary=self.summary)
 
     def _check_scores(self, scores: Scores) -> None:
         """Every example needs scores; "ordered": and a chosen one above the rejected one's."""
@@ -284,8 +299,7 @@ class PreferenceData:
                 f"{self._where(lacking[0])}): name their columns with data.columns.score_chosen and "
                 "data.columns.score_rejected, or use a loss that needs none (`prefopt losses` lists them)."
             )
-        first = self._prompts - np.arange(len(self))
-        chosen, rejected = (self._scores[first + i].astype(np.float32) for i in range(2))
+        chosen, rejected = (self._scores[self._first_scores + i].astype(np.float32) for i in range(2))
         wrong = np.flatnonzero(chosen <= rejected).tolist()
         if scores == "ordered" and self.form == "paired" and wrong:
             raise DataError(
@@ -298,22 +312,24 @@ class PreferenceData:
         return self._sources[index] or f"number {index}"
 
     def _as_labels(self) -> PreferenceData:
-        examples = (_labelled(pair, place, desirable) for pair in self for place, desirable in enumerate((True, False)))
-        return PreferenceData("unpaired", examples, summary=self.summary)
+        pair, desirable = np.repeat(np.arange(len(self)), 2), np.tile([True, False], len(self))
+        columns = select(self.columns, pair, self._prompts[pair], self._places.reshape(-1, 1), labels=desirable)
+        return PreferenceData.of_columns("unpaired", columns, summary=self.summary)
 
     def _as_demonstrations(self) -> PreferenceData:
         """Return the completions to imitate, as labelled ones that are all desirable: the best of a list."""
         if self.form == "unpaired" and self.labels.all():
             return self
-        wanted = [example for example in self if example.label is not False]
-        if not wanted:
+        wanted = np.flatnonzero(self.labels | (self.form != "unpaired"))
+        if not wanted.size:
             raise DataError(
                 "This loss imitates desirable completions, but every completion of the data is labelled undesirable."
             )
-        examples = (_labelled(e, 0, True) for e in wanted)
-        unwanted = len(self) - len(wanted)
+        desirable = np.ones(wanted.size, dtype=bool)
+        columns = select(self.columns, wanted, self._prompts[wanted], self._places[wanted, :1], labels=desirable)
+        unwanted = len(self) - wanted.size
         note = f"{unwanted} undesirable completions are not imitated" if unwanted else ""
-        return PreferenceData("unpaired", examples, summary=self._noted(note))
+        return PreferenceData.of_columns("unpaired", columns, summary=self._noted(note))
 
     def _check_mismatched(self) -> None:
         """Every example needs one of another prompt whose completion is none of its own: count them by exclusion."""
@@ -363,22 +379,3 @@ class _Examples(Sequence[Example]):
         if isinstance(index, slice):
             return [self._data[i] for i in range(*index.indices(len(self)))]
         return self._data[index + len(self) if index < 0 else index]
-
-
-def _labelled(example: Example, place: int, desirable: bool) -> Example:
-    """Return one completion of an example with a label."""
-    own = slice(place, place + 1)
-    return replace(example, completions=example.completions[own], label=desirable, scores=(), cut=example.cut[own])
-
-
-def _as_list(pair: Example, *, own: bool) -> Example:
-    """Return a pair as a list, with its own scores (which may prefer the rejected one) or as ranks."""
-    if not own:
-        return replace(pair, scores=(1.0, 0.0))
-    order = (0, 1) if pair.scores[0] >= pair.scores[1] else (1, 0)
-    return replace(
-        pair,
-        completions=tuple(pair.completions[i] for i in order),
-        scores=tuple(pair.scores[i] for i in order),
-        cut=tuple(pair.cut[i] for i in order) if pair.cut else (),
-    )

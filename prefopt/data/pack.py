@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from prefopt.data.bins import few_bins
 from prefopt.data.dataset import PreferenceData
 from prefopt.data.layout import assemble
 from prefopt.errors import DataError
@@ -22,9 +23,6 @@ from prefopt.records import Group, Pack
 
 OverBudget = Literal["own_pack", "refuse"]
 """What becomes of an example that alone is longer than the budget."""
-
-SEARCHED = 256
-"""Parts up to which fuller packs are searched for: beyond, first-fit-decreasing is as good."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def plan_packs(
         raise DataError(_too_long("An example", longest, token_budget))
     if one_row and not shared:
         return [(part,) for part in parts]
-    chosen = _few([part.group.tokens for part in parts], token_budget) if shared else _by_length(parts, limit)
+    sizes = [part.group.tokens for part in parts]
+    chosen = few_bins(sizes, token_budget).items if shared else _by_length(parts, limit)
     return [tuple(parts[i] for i in bin_) for bin_ in chosen]
 
 
@@ -219,52 +218,6 @@ def _without_repeats(parts: list[Part], group: Group) -> list[Part]:
         )
         kept.append(Part(part.index, names, once))
     return kept
-
-
-def _few(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Choose bins by first-fit-decreasing, or by the fullest bin first where that takes fewer."""
-    found = _first_fit(sizes, budget)
-    whole = [size for size in sizes if size < budget]
-    if len(found) > len(sizes) - len(whole) + -(-sum(whole) // budget) and len(sizes) <= SEARCHED:
-        found = min(found, _fullest_first(sizes, budget), key=len)
-    return found
-
-
-def _fullest_first(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Fill each bin around the largest item left with whatever fills it best; in the order of `_first_fit`."""
-    left = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    bins: list[list[int]] = []
-    while left:
-        largest, *others = left
-        room = max(0, budget - sizes[largest])
-        sums = [1]  # bit t: some of the items so far have t tokens together
-        for item in others:
-            sums.append((sums[-1] | (sums[-1] << sizes[item])) & ((2 << room) - 1))
-        target, chosen = sums[-1].bit_length() - 1, {largest}
-        for number in range(len(others), 0, -1):
-            if not sums[number - 1] >> target & 1:
-                chosen.add(others[number - 1])
-                target -= sizes[others[number - 1]]
-        bins.append(sorted(chosen))
-        left = [item for item in left if item not in chosen]
-    return sorted(bins)
-
-
-def _first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """First-fit-decreasing; bins in the order of their first member, members in the given order."""
-    bins: list[list[int]] = []
-    free = np.zeros(len(sizes), dtype=np.int64)
-    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        fits = np.flatnonzero(free[: len(bins)] >= sizes[item])
-        if fits.size:
-            at = int(fits[0])
-            bins[at].append(item)
-        else:
-            at = len(bins)
-            bins.append([item])
-            free[at] = budget
-        free[at] -= sizes[item]
-    return sorted(sorted(bin_) for bin_ in bins)
 
 
 def _by_length(parts: Sequence[Part], budget: int) -> list[list[int]]:

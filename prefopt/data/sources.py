@@ -130,7 +130,8 @@ def _url(url: str) -> list[NamedRows]:
         raise DataError(f"'{url}' can't be opened: {' '.join(str(error).split())[:300]}.") from error
     if not found:
         raise DataError(f"No file matches '{url}'." if glob.has_magic(path) else f"There is no file at '{url}'.")
-    names = [url] if found == [path] else [str(system.unstrip_protocol(own)) for own in found]
+    _, inside, archive = url.partition("::")
+    names = [url] if found == [path] else [f"{system.unstrip_protocol(own)}{inside}{archive}" for own in found]
     return [
         NamedRows(name, partial(read_opened, name, partial(system.open, own, "rb")))
         for name, own in zip(names, found, strict=True)

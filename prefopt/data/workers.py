@@ -68,6 +68,10 @@ def processes() -> int:
         return 0  # each would import everything anew
     if multiprocessing.current_process().daemon:
         return 0  # which may have no children
+    try:
+        multiprocessing.Semaphore()
+    except (OSError, ImportError):
+        return 0  # no shared memory to talk through
     cores = len(os.sched_getaffinity(0))
     return min(cores, MOST) if cores > 1 else 0
 

@@ -88,7 +88,8 @@ def _listed(value: Any, base: Path) -> Any:
 
 def _data(name: str, base: Path) -> str:
     if is_url(name):
-        return name
+        inner, inside, archive = name.rpartition("::")  # a file in an archive, which may lie beside the recipe
+        return name if not inside or is_url(archive) else f"{inner}::{_absolute(archive, base)}"
     path = _absolute(name, base)
     is_path = name.endswith(FILE_SUFFIXES) or name.startswith((".", "~")) or name.count("/") > 1
     return str(path) if is_path or glob.has_magic(name) or _exists(path) else name

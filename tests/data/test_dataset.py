@@ -1,10 +1,12 @@
 """Examples in memory: they come back as they were, become what a loss asks for, and are told apart by a fingerprint."""
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from prefopt.data import Example, PreferenceData, StepPlan
+from prefopt.data import Example, PreferenceData, StepPlan, select
 from prefopt.errors import DataError
 from tests.data.test_steps import labelled, listed, paired
 
@@ -212,3 +214,47 @@ def test_the_fingerprint_follows_scores_and_where_a_list_ends():
     assert len(found) == 5
     # Written down once: pairs without scores are what they were before there were any.
     assert paired(5).fingerprint == "55bb1cef6277cc372f3c70aa98e8c58093c7171cc8ab4a846a38c8e1f030896d"
+
+
+@pytest.mark.parametrize("kind", ["pairs", "scored pairs", "lists", "labels"])
+@pytest.mark.parametrize("form", ["paired", "listwise", "unpaired", "demonstration"])
+@pytest.mark.parametrize("scores", ["unused", "any"])
+def test_what_is_made_of_data_shares_their_tokens_and_is_what_its_own_examples_make(kind, form, scores, monkeypatch):
+    draw = random.Random(f"{kind} {form}")
+
+    def example(number):
+        count = {"lists": draw.randint(2, 4), "labels": 1}.get(kind, 2)
+        completions = tuple(tuple(draw.choices(range(9), k=draw.randint(1, 5))) for _ in range(count))
+        own = sorted((draw.randint(0, 2) / 2 for _ in range(count)), reverse=True)
+        if kind == "scored pairs":
+            draw.shuffle(own)
+        return Example(
+            (number % 3, *draw.choices(range(9), k=2)),
+            completions,
+            draw.random() < 0.5 if kind == "labels" else None,
+            f"a:{number}",
+            {"x": number},
+            tuple(own) if "scored" in kind or kind == "lists" else (),
+            draw.random() < 0.3,
+            tuple(draw.random() < 0.3 for _ in completions) if draw.random() < 0.5 else (),
+        )
+
+    given = PreferenceData({"lists": "listwise", "labels": "unpaired"}.get(kind, "paired"), map(example, range(30)))
+    if (kind == "labels" and form in ("paired", "listwise")) or (kind in ("pairs", "labels") and scores == "any"):
+        return
+    monkeypatch.setattr(select, "CHUNK", 7)  # so that tokens come in several pieces
+    made = given.for_loss(form, scores=scores, needs_preference=True)
+    again = PreferenceData(made.form, list(made))
+    assert list(again) == list(made)
+    assert again.fingerprint == made.fingerprint
+    assert np.shares_memory(made.columns.tokens, given.columns.tokens)
+    for name in ("prompt_ids", "completion_ids", "prompt_lengths", "completion_lengths", "scored", "labels"):
+        assert np.array_equal(getattr(again, name), getattr(made, name)), name
+    by_source = {example.source: example for example in given}
+    for one in made:
+        own = by_source[one.source]
+        assert (one.prompt, one.prompt_cut, one.meta) == (own.prompt, own.prompt_cut, own.meta)
+        cuts = dict(zip(own.completions, own.cut or (False,) * 9, strict=False))
+        assert set(one.completions) <= set(own.completions)
+        if len(cuts) == len(own.completions):
+            assert one.cut in ((), tuple(cuts[completion] for completion in one.completions))

@@ -267,6 +267,7 @@ def test_urls_of_any_scheme_are_read_and_may_hold_a_glob(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("inner/a.csv", delimited(ROWS, ","))
     assert [raw.row for raw in read(f"zip://inner/a.csv::{tmp_path}/all.zip")] == ROWS
+    assert read(f"zip://*/*.csv::{tmp_path}/all.zip")[0].source == f"zip://inner/a.csv::{tmp_path}/all.zip"
 
 
 def test_a_url_that_leads_nowhere_says_so(tmp_path):

@@ -1,6 +1,7 @@
 """Published schemas, each by a small file with its traps: what it is taken for, and what every row becomes."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data import DataOptions, load_preferences
+from prefopt.data.encode import read_task
 from prefopt.data.formats import SCHEMAS
 from prefopt.data.loading import Loading
 from prefopt.data.rejected import RejectedRows
-from prefopt.data.rows import Dialogue, Document
+from prefopt.data.rows import Dialogue, Document, RowError
 from prefopt.errors import DataError
 from tests.data import toy_tokenizers as toys
 
@@ -319,6 +321,32 @@ def test_rows_that_are_joined_are_counted_and_listed_one_by_one(tmp_path):
     ]
     with pytest.raises(DataError, match=r"prefopt|can't be used"):
         load_preferences(path, toys.chatml())
+
+
+def test_lists_of_rated_responses_need_the_ratings_that_are_asked_for_and_no_others():
+    rows = [{"prompt": "a", "response": text, "correctness": score} for text, score in ((" b", 1), (" c", 3))]
+    data = load_preferences(rows, toys.chatml(), score="correctness")
+    assert (data.summary.recognised[0].format, data[0].scores) == ("helpsteer", (3.0, 1.0))
+    with pytest.raises(DataError, match="is not recognised"):
+        load_preferences(rows, toys.chatml())
+    with pytest.raises(DataError, match=r"needs 'prompt', 'response', 'verbosity'"):
+        load_preferences(rows, toys.chatml(), score="verbosity", format="helpsteer")
+
+
+@pytest.mark.parametrize("name", sorted({case.partition(" ")[0] for case in PUBLISHED}))
+def test_what_reads_a_published_row_can_go_to_another_process(name):
+    options = DataOptions.model_validate(next(options for case, (_, options, *_) in PUBLISHED.items() if case == name))
+    loading = Loading(next(FIXTURES.glob(f"{name}.*")), options, RejectedRows())
+    for _, task in loading._tasks():
+        again = pickle.loads(pickle.dumps(task))
+        assert outcome_of(again) == outcome_of(task)
+
+
+def outcome_of(task):
+    try:
+        return read_task(task, as_chat=False)
+    except RowError as error:
+        return str(error)
 
 
 def test_a_list_of_joined_rows_is_read_on_behind_its_last_row():

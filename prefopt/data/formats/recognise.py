@@ -104,7 +104,7 @@ def _choose(
         for variant in schema.variants_in(rows, set(filled), options)
     ]
     if options.format != "auto":
-        return _named(options.format, [*own, *schemas], columns, present, found, source)
+        return _named(options, [*own, *schemas], columns, present, found, source)
     fitting = [c for c in (*own, *schemas) if c.name in allowed and _says_nothing_more(c, rows, found)]
     fitting = [c for c in fitting if c.rank == min(other.rank for other in fitting)]
     fitting = [a for a in fitting if not any(set(a.columns) < set(b.columns) for b in fitting)]
@@ -134,7 +134,7 @@ def _says_nothing_more(candidate: _Candidate, rows: Sequence[Mapping[str, Any]],
 
 
 def _named(
-    wanted: str,
+    options: DataOptions,
     candidates: Sequence[_Candidate],
     columns: Mapping[str, str],
     present: Collection[str],
@@ -142,6 +142,7 @@ def _named(
     source: str,
 ) -> _Candidate:
     """Return the format that `data.format` names."""
+    wanted = options.format
     fitting = [candidate for candidate in candidates if candidate.name == wanted]
     if len(fitting) == 1:
         return fitting[0]
@@ -152,7 +153,7 @@ def _named(
             "one of the formats pairs, labels or lists."
         )
     if wanted in SCHEMAS:
-        needed = SCHEMAS[wanted].variants
+        needed = SCHEMAS[wanted].spellings(options)
         more = f" (or other spellings, {len(needed)} in all)" if len(needed) > 1 else ""
         raise DataError(
             f"data.format is {wanted}, which needs {listed(needed[0])}{more} with the values of such sets, but "

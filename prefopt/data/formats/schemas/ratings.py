@@ -69,11 +69,12 @@ ULTRAFEEDBACK = Schema(
 )
 HELPSTEER = Schema(
     name="helpsteer",
-    variants=(("prompt", "response", HELPFULNESS),),
+    variants=(("prompt", "response"),),
     becomes="lists",
     rewrite=_helpsteer,
     about=f"one rated response a row, scored by data.score ({HELPFULNESS} by default); neighbouring rows with the same "
     "prompt are one list, as in HelpSteer",
     joins_neighbours=True,
     is_rated=True,
+    rating=HELPFULNESS,
 )

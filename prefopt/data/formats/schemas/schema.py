@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefopt.data.config import DataOptions
@@ -32,13 +33,20 @@ class Schema:
     """Neighbouring rows with the same prompt are one list."""
     is_rated: bool = False
     """`data.score` says which rating is the score."""
+    rating: str = ""
+    """The column that is the score where `data.score` names none; "" where ratings are no columns."""
     for_option: tuple[str, str] | None = None
     """An option and its value, for which alone the schema is considered, unless `data.format` names it."""
 
     def rewriting(self, variant: tuple[str, ...], options: DataOptions) -> Callable[[Row], Row]:
         """Return what rewrites a row of this spelling."""
-        rewrite = self.rewrite
-        return lambda row: rewrite(row, variant, options)
+        return partial(_rewritten, self.rewrite, variant, options)
+
+    def spellings(self, options: DataOptions) -> list[tuple[str, ...]]:
+        """Return the variants, each with the columns of the ratings that make the score."""
+        wanted = (options.score or self.rating) if self.rating else {}
+        ratings = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+        return [(*variant, *ratings) for variant in self.variants]
 
     def variants_in(self, rows: Sequence[Row], present: set[str], options: DataOptions) -> list[tuple[str, ...]]:
         """Return the spellings that most rows have, by columns and by values."""
@@ -46,9 +54,19 @@ class Schema:
             name, value = self.for_option
             if getattr(options, name) != value:
                 return []
-        found = [variant for variant in self.variants if present >= set(variant)]
+        found = [variant for variant in self.spellings(options) if present >= set(variant)]
         whole = {variant: [row for row in rows if _whole(row, variant)] for variant in found}
         return [own for own, some in whole.items() if 2 * sum(self.fits(row, own) for row in some) > len(some)]
+
+
+def _rewritten(
+    rewrite: Callable[[Row, tuple[str, ...], DataOptions], Row],
+    variant: tuple[str, ...],
+    options: DataOptions,
+    row: Row,
+) -> Row:
+    """As a function with a name, which other processes find."""
+    return rewrite(row, variant, options)
 
 
 def _whole(row: Row, columns: tuple[str, ...]) -> bool:
