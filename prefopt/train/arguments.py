@@ -41,6 +41,9 @@ OWNED: dict[str, str] = {
     "save_on_each_node": "rank 0 writes, into a train.output_dir that all machines share",
 }
 
+_OF_PARTS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimizers that compute on sharded tensors."""
+
 
 @dataclass
 class PreferenceArguments(TrainingArguments):
@@ -89,6 +92,11 @@ class PreferenceArguments(TrainingArguments):
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
                 "train.fp16 is true, but the CPU has no fp16 training; write train.bf16: true or leave both out."
+            )
+        if self.shard_weights and str(getattr(self.optim, "value", self.optim)) not in _OF_PARTS:
+            raise RecipeError(
+                f"train.optim is {getattr(self.optim, 'value', self.optim)} and train.shard_weights is true, but only "
+                f"{', '.join(_OF_PARTS)} are known to work on weights in parts: take one of them."
             )
         if self.n_gpu > 1:
             raise RecipeError(

@@ -98,3 +98,8 @@ def test_what_accelerate_would_do_to_the_model_is_refused(name: str, monkeypatch
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(RecipeError, match=r"ACCELERATE_USE_\w+.*train\.shard_weights: true"):
         PreferenceArguments(output_dir=str(tmp_path))
+
+
+def test_an_optimizer_that_knows_no_weights_in_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.optim is adafactor .* adamw_torch"):
+        PreferenceArguments(output_dir=str(tmp_path), shard_weights=True, optim="adafactor")
