@@ -49,6 +49,8 @@ OWNED: dict[str, str] = {
 
 _PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "tensorboard": "tensorboardX"}
 """Where a logger's package has another name than the logger."""
+_OF_PARTS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimizers that compute on sharded tensors."""
 
 
 @dataclass
@@ -115,6 +117,11 @@ class PreferenceArguments(TrainingArguments):
             raise RecipeError(
                 "train.activation_offload moves activations from an accelerator to the computer's memory, and this run "
                 "is on the CPU; leave it out, or write train.activation_checkpointing: true."
+            )
+        if self.shard_weights and str(getattr(self.optim, "value", self.optim)) not in _OF_PARTS:
+            raise RecipeError(
+                f"train.optim is {getattr(self.optim, 'value', self.optim)} and train.shard_weights is true, but only "
+                f"{', '.join(_OF_PARTS)} are known to work on weights in parts: take one of them."
             )
         if self.n_gpu > 1:
             raise RecipeError(

@@ -37,7 +37,12 @@ def staged(final: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
         if final.exists():
             final.rename(replaced)
-        staging.rename(final)
+        try:
+            staging.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
         sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:

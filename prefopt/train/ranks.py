@@ -178,11 +178,16 @@ ALONE = Ranks()
 """One process."""
 
 
-@cache
 def ranks_of_this_run() -> Ranks:
     """Return the ranks that the launcher started, once torch's process group is there; one process otherwise."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
+    return _launched()
+
+
+@cache
+def _launched() -> Ranks:
+    """Return the ranks of torch's process group; all of them make the group for objects here, once."""
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
 
 

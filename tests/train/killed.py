@@ -1,4 +1,4 @@
-"""`python -m tests.train.killed POINT N ARGUMENTS`: prefopt with SIGKILL at the N-th time that it reaches POINT.
+"""SIGKILL at the N-th time that a process reaches a point.
 
 A kill that is aimed from outside hits where the clock lets it; this one hits where it is meant to, and is as final:
 nothing of the process runs after it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,3 @@ def arm(point: str, number: int) -> None:
     # Pickling a tensor for another process saves it too, but to no file.
     counts = {"counts": lambda what, to, **kwargs: isinstance(to, str | Path)} if owner is torch else {}
     setattr(owner, name, killed_at(number, getattr(owner, name), **counts))
-
-
-if __name__ == "__main__":
-    point, number, *arguments = sys.argv[1:]
-    arm(point, int(number))
-    sys.argv = ["prefopt", *arguments]
-    from prefopt.cli import main
-
-    main()

@@ -1,4 +1,4 @@
-"""`python -m tests.train.ranked_runs MODEL FOLDER`: short runs of the trainer as one of several ranks, or alone.
+"""`python -m tests.train.ranked_runs MODEL FOLDER`: short runs of the trainer, and steps, as one of several ranks.
 
 Each rank writes what its runs came to into FOLDER, for a test to compare with the same runs in one process.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import prefopt
@@ -18,6 +19,7 @@ from prefopt.losses import build
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 from prefopt.train.ranks import ranks_of_this_run
 from tests.toys import pair_rows, write_rows
+from tests.train import ranked_shards, ranked_steps
 
 STEPS = {"max_steps": 5, "learning_rate": 1e-2, "save_strategy": "no", "lr_scheduler_type": "constant"}
 # 24 pairs in steps of 7 leave a step of 3; of 48 labels one of 6. A budget of 120 holds one or two pairs.
@@ -28,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kto": ("kto", {**MANY, "logging_steps": 2}),
     "a stream": ("dpo", {**MANY}),
     "less than a pack a rank": ("bco", FEW),
+    "lora in parts": ("dpo", {**MANY, "shard_weights": True, "max_grad_norm": 0.1}),
 }
 
 
@@ -55,15 +58,21 @@ def make(case: str, model: Path, folder: Path, **options: Any) -> PreferenceTrai
     return PreferenceTrainer(policy, data, build(loss), "auto", args, eval_data=held_out, tokenizer=tokenizer)
 
 
+def weights(trainer: PreferenceTrainer) -> list[torch.Tensor]:
+    """The weights that train, whole."""
+    trained = [p.detach() for p in trainer.model.parameters() if p.requires_grad]
+    return [(p.full_tensor() if isinstance(p, DTensor) else p).clone() for p in trained]
+
+
 def result(trainer: PreferenceTrainer) -> dict[str, Any]:
     ignored = ("runtime", "per_second", "total_flos")
     logs = [{k: v for k, v in log.items() if not k.endswith(ignored)} for log in trainer.state.log_history]
-    return {"logs": logs, "weights": [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]}
+    return {"logs": logs, "weights": weights(trainer)}
 
 
 def run(case: str, model: Path, folder: Path) -> dict[str, Any]:
     trainer = make(case, model, folder)
-    start = [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]
+    start = weights(trainer)
     trainer.train()
     return {**result(trainer), "start": start}
 
@@ -111,7 +120,10 @@ def main(model: Path, folder: Path) -> None:
     PreferenceArguments(output_dir=str(folder))  # as `train_run` does first: it joins the processes
     found: dict[str, Any] = {case: run(case, model, folder) for case in CASES}
     found["failures"] = dict(failures(model, folder))
-    torch.save(found, folder / f"rank-{ranks_of_this_run().rank}.pt")
+    ranks = ranks_of_this_run()
+    torch.save(found, folder / f"rank-{ranks.rank}.pt")
+    ranked_steps.compare(ranks, ranked_steps.FEW, folder / "steps.json")
+    ranked_shards.compare(ranks, folder / "shards.json")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,18 @@
-"""`python -m tests.train.ranked_shards FILE`: steps of a model whose weights are in parts, beside one process's.
-
-Started as one of several ranks. Rank 0 writes {case: {what: difference}} to FILE.
-"""
+"""Steps of a model whose weights are in parts, beside those of one process."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import distributed as dist
 
 from prefopt.data import build_packs, shard
 from prefopt.losses import build
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenCopy, FrozenModel, Reference, build_reference
 from prefopt.models.sharded import ShardedCopy, shard_weights
-from prefopt.train.ranks import ALONE, Ranks, ranks_of_this_run
+from prefopt.train.ranks import ALONE, Ranks
 from prefopt.train.step import evaluate_step, run_step
 from tests.models.tiny import tiny_causal_lm
 from tests.train.test_step import all_groups, data_for
@@ -77,10 +72,8 @@ def run(case: tuple[str, str, str, int], ranks: Ranks) -> tuple[float, dict[str,
     return result.loss, result.metrics.means(), torch.cat([g.flatten() for g in gradients]), evaluation
 
 
-def main(file: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    launched = ranks_of_this_run()
+def compare(launched: Ranks, file: Path) -> None:
+    """Write {case: {what: difference}} of each rank to `file`, on rank 0."""
     sharded = Ranks(launched.rank, launched.size, launched._group, sharded=True)
     found = {}
     for case in CASES:
@@ -96,7 +89,3 @@ def main(file: Path) -> None:
     everyone = launched.gather(found)
     if launched.main:
         file.write_text(json.dumps(everyone))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -57,10 +57,7 @@ def difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
     return max((abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name])) for name in ours), default=0.0)
 
 
-def main(file: Path, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    launched = ranks_of_this_run()
+def compare(launched: Ranks, names: list[str], file: Path) -> None:
     ranks = OutsideOfModes(launched.rank, launched.size, launched._group)
     policy = adapted("llama")
     ranks.take_from_main(policy.model.parameters())
@@ -83,6 +80,12 @@ def main(file: Path, names: list[str]) -> None:
     everyone = ranks.gather(found)
     if ranks.main:
         file.write_text(json.dumps(everyone))
+
+
+def main(file: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    compare(ranks_of_this_run(), names, file)
 
 
 if __name__ == "__main__":

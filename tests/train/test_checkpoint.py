@@ -1,12 +1,14 @@
 """Checkpoints are whole or absent."""
 
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 
 from prefopt.errors import RunError
-from prefopt.train.checkpoint import checkpoints, last_whole_checkpoint, missing_parts, rotate, staged
+from prefopt.train.checkpoint import checkpoints, last_whole_checkpoint, missing_parts, rotate, staged, staged_by_all
+from prefopt.train.ranks import Ranks
 
 
 def write(run: Path, step: int, content: str = "weights") -> Path:
@@ -39,6 +41,57 @@ def test_a_disk_that_refuses_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No space left on device"), staged(tmp_path / "checkpoint-6"):
         raise OSError(28, "No space left on device")
     assert checkpoints(tmp_path) == [final]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "write_text"), (os, "fsync"), (Path, "rename")])
+def test_wherever_the_disk_refuses_a_whole_checkpoint_is_there(tmp_path: Path, monkeypatch, owner, name: str) -> None:
+    final = write(tmp_path, 5, "old")
+    function, calls = getattr(owner, name), 0
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+    write(tmp_path, 5, "old")
+    for refused in range(calls):  # the call of this number, counted from 0
+        left = iter([*[function] * refused, full])
+        monkeypatch.setattr(owner, name, lambda *args, left=left, **kwargs: next(left, function)(*args, **kwargs))
+        with pytest.raises(RunError, match="No space left on device"):
+            write(tmp_path, 5, "new")
+        assert missing_parts(final) == []
+        # Only the very last flush fails after the new one took the place of the old.
+        assert (final / "model.safetensors").read_text() == (
+            "new" if (name, refused) == ("fsync", calls - 1) else "old"
+        )
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "said", ["basic_ios::clear: iostream error", "Error while serializing: I/O error: os error 28"]
+)
+def test_what_torch_and_safetensors_say_of_a_full_disk_is_a_sentence_too(tmp_path: Path, said: str) -> None:
+    with pytest.raises(RunError, match="takes no more"), staged(tmp_path / "checkpoint-6"):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="a defect"), staged(tmp_path / "checkpoint-6"):
+        raise RuntimeError("a defect")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_that_share_no_file_system_are_told_so(tmp_path: Path) -> None:
+    class Elsewhere(Ranks):
+        def of_main(self, make):
+            return tmp_path / "on another machine"
+
+    with (
+        pytest.raises(RunError, match="all machines of the run share"),
+        staged_by_all(tmp_path / "c-1", Elsewhere(1, 2)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.errors import RecipeError
+from prefopt.train import PreferenceArguments
 from tests.train import ranked_runs, ranked_shards, ranked_steps
 from tests.train.launch import together
 
@@ -27,10 +29,6 @@ def check_steps(found: list[dict[str, dict[str, float]]], names: list[str]) -> N
             assert max(numbers.values()) < 1e-9, (case, numbers)
 
 
-def test_the_ranks_of_a_step_end_with_the_loss_metrics_and_gradients_of_one_process(tmp_path: Path) -> None:
-    check_steps(steps(3, ranked_steps.FEW, tmp_path), ranked_steps.FEW)
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("world", [2, 3])
 def test_no_loss_depends_on_how_many_ranks_share_a_step(world: int, tmp_path: Path) -> None:
@@ -38,19 +36,28 @@ def test_no_loss_depends_on_how_many_ranks_share_a_step(world: int, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the runs came to on each of two ranks."""
-    folder = tmp_path_factory.mktemp("two")
-    for rank in together(2, "tests.train.ranked_runs", str(tiny_model), str(folder)):
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What three ranks came to, who did everything here in one start: see `ranked_runs`."""
+    folder = tmp_path_factory.mktemp("three")
+    for rank in together(3, "tests.train.ranked_runs", str(tiny_model), str(folder)):
         assert rank.returncode == 0, rank.stderr
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(3)]
+
+
+def test_the_ranks_of_a_step_end_with_the_loss_metrics_and_gradients_of_one_process(folder: Path) -> None:
+    check_steps(json.loads((folder / "steps.json").read_text()), ranked_steps.FEW)
 
 
 @pytest.mark.parametrize("case", ranked_runs.CASES)
-def test_two_processes_train_what_one_does(case: str, two, tiny_model: Path, tmp_path: Path) -> None:
+def test_three_processes_train_what_one_does(case: str, three, tiny_model: Path, tmp_path: Path) -> None:
     alone = ranked_runs.run(case, tiny_model, tmp_path)
     moved = torch.cat([(a - b).flatten() for a, b in zip(alone["weights"], alone["start"], strict=True)])
-    for rank in two:
+    for rank in three:
         ours = rank[case]
         off = torch.cat([(a - b).flatten() for a, b in zip(ours["weights"], alone["weights"], strict=True)])
         # AdamW divides by the gradient's size, so where that is 1e-9 its rounding is seen.
@@ -59,30 +66,40 @@ def test_two_processes_train_what_one_does(case: str, two, tiny_model: Path, tmp
         assert sum("eval_loss" in log for log in ours["logs"]) == (3 if case == "lora" else 0)
         for log, expected in zip(ours["logs"], alone["logs"], strict=True):
             assert log == pytest.approx(expected, rel=1e-4, abs=2e-5)
-    for a, b in zip(two[0][case]["weights"], two[1][case]["weights"], strict=True):
+    for a, b in zip(three[0][case]["weights"], three[2][case]["weights"], strict=True):
         assert torch.equal(a, b), "ranks hold the same bits"
 
 
-def test_a_failure_on_one_rank_ends_all_of_them_with_its_sentence(two) -> None:
-    first, second = (rank["failures"] for rank in two)
-    assert first["a sentence on rank 1"] == "OtherRankError: process 1 of 2 failed: the disk is on fire"
+def test_a_failure_on_one_rank_ends_all_of_them_with_its_sentence(three) -> None:
+    first, second, third = (rank["failures"] for rank in three)
+    assert third["a sentence on rank 1"] == first["a sentence on rank 1"]
+    assert first["a sentence on rank 1"] == "OtherRankError: process 1 of 3 failed: the disk is on fire"
     assert second["a sentence on rank 1"] == "PrefoptError: the disk is on fire"
     assert first["a defect on rank 0"] == "ValueError: boom"
-    assert second["a defect on rank 0"] == "OtherRankError: process 0 of 2 failed: ValueError: boom"
+    assert second["a defect on rank 0"] == "OtherRankError: process 0 of 3 failed: ValueError: boom"
 
 
-def test_a_callback_that_stops_one_rank_stops_all(two) -> None:
-    assert {rank["failures"]["a stop on rank 1"] for rank in two} == {"ended after step 3"}
+def test_a_callback_that_stops_one_rank_stops_all(three) -> None:
+    assert {rank["failures"]["a stop on rank 1"] for rank in three} == {"ended after step 3"}
 
 
-def test_weights_in_parts_give_the_gradients_of_whole_ones(tmp_path: Path) -> None:
+def test_weights_in_parts_give_the_gradients_of_whole_ones(folder: Path) -> None:
     """torch's fully_shard, with uneven packs and every kind of reference."""
-    file = tmp_path / "found.json"
-    for rank in together(2, "tests.train.ranked_shards", str(file)):
-        assert rank.returncode == 0, rank.stderr
-    for found in json.loads(file.read_text()):
+    for found in json.loads((folder / "shards.json").read_text()):
         assert len(found) == len(ranked_shards.CASES)
         for case, numbers in found.items():
             assert numbers.pop("size") > 1e-3, case
             assert numbers["gradients"] < 2e-6, (case, numbers)
             assert max(numbers.values()) < 1e-5, (case, numbers)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_what_accelerate_would_do_to_the_model_is_refused(name: str, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(RecipeError, match=r"ACCELERATE_USE_\w+.*train\.shard_weights: true"):
+        PreferenceArguments(output_dir=str(tmp_path))
+
+
+def test_an_optimizer_that_knows_no_weights_in_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.optim is adafactor .* adamw_torch"):
+        PreferenceArguments(output_dir=str(tmp_path), shard_weights=True, optim="adafactor")
