@@ -14,6 +14,7 @@ from prefopt.kernels.attention import SHARED_PROMPT, register
 from prefopt.kernels.shapes import compiles_by_shape, rounded
 from prefopt.models.admission import Admission, admit
 from prefopt.models.causal import CausalModel
+from prefopt.models.compiled import compiled, wants_compiled
 from prefopt.models.fused import fused
 from prefopt.models.states import Reduction, States
 from prefopt.records import GroupLayout, Layout, Pack
@@ -58,7 +59,9 @@ class PackedModel:
             yield
             return
         register()
-        with self._causal.attention(SHARED_PROMPT), fused(self.model):
+        backend = wants_compiled(self.model)
+        layers = fused(self.model) if backend is None else compiled(self.model, backend)
+        with self._causal.attention(SHARED_PROMPT), layers:
             yield
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
