@@ -2,6 +2,7 @@
 
     python benchmarks/policies.py
     python benchmarks/policies.py --rounds 9 --pairs 16
+    python benchmarks/policies.py --rounds 0              # bytes and drift alone
 
 Each round runs one step of every kind in turn; a time is the median over rounds of the ratio to LoRA in that round.
 Bytes are counted, not measured: weights with the scales of quantized ones, and the optimizer's two moments. `drift` is
@@ -110,8 +111,9 @@ def main() -> None:
     rows = workload.make_rows(workload.read_sentences(workload.default_sentences()), options.pairs, 0)
     model = options.model or str(find_model())
     policies = {name: Policy(model, kind, rows) for name, kind in KINDS.items()}
-    for policy in policies.values():
-        policy.step()  # kernels are compiled for new shapes
+    if options.rounds:
+        for policy in policies.values():
+            policy.step()  # kernels are compiled for new shapes
     seconds = [{name: policy.step() for name, policy in policies.items()} for _ in range(options.rounds)]
     plain = policies["LoRA"].start
     found = []
@@ -122,7 +124,7 @@ def main() -> None:
             "weights_mib": policy.weights / MIB,
             "reference_mib": policy.copied / MIB,
             "moments_mib": 8 * policy.trained / MIB,
-            "time": statistics.median(one[name] / one["LoRA"] for one in seconds),
+            "time": statistics.median(one[name] / one["LoRA"] for one in seconds) if seconds else float("nan"),
             "drift": float((policy.start - plain).abs().mean()),
         }
         found.append(line)

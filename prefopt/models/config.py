@@ -136,7 +136,7 @@ class ModelConfig(Section):
     )
     compile: bool = Field(
         default=False,
-        description="Let torch compile the decoder layers: faster on a GPU after minutes of compiling.",
+        description="Let torch compile the decoder layers: the first steps are slow.",
     )
     tokenizer: TokenizerSection = Field(
         default=TokenizerSection(), description="Where the tokenizer differs from the model's."
