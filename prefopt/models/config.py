@@ -133,6 +133,10 @@ class ModelConfig(Section):
         default=False,
         description="Keep the dropout of the model's own configuration; off, log-probs don't depend on chance.",
     )
+    compile: bool = Field(
+        default=False,
+        description="Let torch compile the decoder layers: the first steps are slow.",
+    )
     tokenizer: TokenizerSection = Field(
         default=TokenizerSection(), description="Where the tokenizer differs from the model's."
     )

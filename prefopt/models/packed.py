@@ -14,6 +14,7 @@ from prefopt.kernels.attention import SHARED_PROMPT, register
 from prefopt.kernels.shapes import compiles_by_shape, rounded
 from prefopt.models.admission import Admission, admit
 from prefopt.models.causal import CausalModel
+from prefopt.models.compiled import compiled, wants_compiled
 from prefopt.models.fused import fused
 from prefopt.models.states import Reduction, States
 from prefopt.records import GroupLayout, Layout, Pack
@@ -90,7 +91,9 @@ class PackedModel:
         with ExitStack() as changes:
             changes.enter_context(self._causal.attention(SHARED_PROMPT))
             if self.inside is None:  # ours take hold of the weights as they are here: not of parts of them
-                changes.enter_context(fused(self.model))
+                backend = wants_compiled(self.model)
+                layers = fused(self.model) if backend is None else compiled(self.model, backend)
+                changes.enter_context(layers)
             return changes.pop_all()
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from prefopt.errors import ModelError, RecipeError, nearest
 from prefopt.models.adapters import load_adapter, new_adapter
+from prefopt.models.compiled import want_compiled
 from prefopt.models.config import ModelConfig
 from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.quantization import check_plain, load_options, settle
@@ -73,6 +74,8 @@ def load_policy(
     if weights_train:
         _freeze(base, config.freeze)
     policy = _with_adapter(base, config, trainable=trainable, seed=seed)
+    if config.compile:
+        want_compiled(policy, device)
     return policy.train(trainable), tokenizer
 
 

@@ -156,7 +156,10 @@ def _license(base: str) -> str | None:
     card = Path(base) / CARD
     if not card.is_file() or not (found := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)):
         return None
-    metadata = yaml.safe_load(found[1])
+    try:
+        metadata = yaml.safe_load(found[1])
+    except yaml.YAMLError:  # somebody else's card: ours does without
+        return None
     return metadata.get("license") if isinstance(metadata, dict) else None
 
 

@@ -34,7 +34,7 @@ OWNED: dict[str, str] = {
     "gradient_checkpointing": "write train.activation_checkpointing",
     "gradient_checkpointing_kwargs": "write train.activation_checkpointing_kwargs",
     "use_liger_kernel": "prefopt.kernels computes the log-probs",
-    "torch_compile": "not supported by the packed forward pass yet",
+    "torch_compile": "write model.compile",
     "neftune_noise_alpha": "noise in the embeddings would differ between policy and reference",
     "fsdp": "write train.shard_weights: true",
     "fsdp_config": "write train.shard_weights: true",

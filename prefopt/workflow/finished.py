@@ -109,7 +109,7 @@ def _run_reference(recipe: Recipe, packed: PackedModel) -> Reference:
     if new and (recipe.reference.kind == "adapter_off" or _starts_as_base(recipe)):
         return build_reference("adapter_off", packed, needed=True)
     start, _ = load_policy(recipe.model, trainable=new, seed=recipe.train.arguments().seed)
-    return FrozenModel(packed, PackedModel(start), "the model that the run began with.")
+    return FrozenModel(packed, PackedModel(start.eval()), "the model that the run began with.")
 
 
 def _starts_as_base(recipe: Recipe) -> bool:
