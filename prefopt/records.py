@@ -86,6 +86,19 @@ class Layout:
         """T, the length of the row."""
         return self.groups[-1].stop if self.groups else 0
 
+    def attended(self, window: int | None = None) -> int:
+        """Return how many keys all queries of the row look at together; with a window, each at no more than that."""
+
+        def causal(length: int) -> int:
+            seen = length if window is None else min(length, window)
+            return seen * (seen + 1) // 2 + (length - seen) * seen
+
+        total = 0
+        for group in self.groups:
+            prompt = causal(group.prompt)
+            total += prompt + sum(causal(group.prompt + length) - prompt for length in group.completions)
+        return total
+
 
 @dataclass(frozen=True, eq=False)
 class Pack:

@@ -16,7 +16,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from prefopt.records import Pack
+from prefopt.models.work import layer_windows
+from prefopt.records import Layout, Pack
 
 REPEATS = 7
 
@@ -49,28 +50,10 @@ class StepFlops:
 
 
 def attended(pack: Pack, window: int | None = None) -> int:
-    """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past.
-
-    With a window, a query sees the keys of at most `window` positions, its own among them.
-    """
-
-    def causal(length: int) -> int:
-        seen = min(length, window or length)
-        return seen * (seen + 1) // 2 + (length - seen) * seen
-
-    if pack.mask is not None:
-        return sum(map(causal, pack.mask.sum(1).tolist()))
-    total = 0
-    for group in pack.layout.groups if pack.layout else ():
-        prompt = causal(group.prompt)
-        total += prompt + sum(causal(group.prompt + c) - prompt for c in group.completions)
-    return total
-
-
-def windows(config: Any) -> list[int | None]:
-    """Return the window of every decoder layer; None for one that sees everything."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past."""
+    rows = () if pack.mask is None else pack.mask.sum(1).tolist()
+    layout = pack.layout or Layout.of((length, ()) for length in rows)
+    return layout.attended(window)
 
 
 def count_full(model: nn.Module, pack: Pack, *, attention: int, head: Tensor, reference: bool) -> StepFlops:
@@ -125,7 +108,7 @@ def count(model: nn.Module, pack: Pack, *, head: Tensor, attention: int, referen
 def attention_flops(config: Any, pack: Pack, *, reference: bool) -> int:
     """Count scores and values: two products forward, four backward, 2 * query heads * head size FLOPs a pair each."""
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    pairs = sum(attended(pack, window) for window in windows(config))
+    pairs = sum(attended(pack, window) for window in layer_windows(config))
     return 2 * config.num_attention_heads * head_size * pairs * (2 * (2 if reference else 1) + 4)
 
 

@@ -43,6 +43,17 @@ class PackedModel:
         """Runs a pass where the model's weights are whole, if they are in parts outside of it (`shard_weights`)."""
 
     @property
+    def backbone(self) -> nn.Module:
+        """What makes hidden states, adapters included."""
+        found: nn.Module = self._causal.backbone
+        return found
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._causal.config
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The layers that the architecture says must not be cut apart."""
         names = set(getattr(self._causal.causal, "_no_split_modules", None) or ())

@@ -78,7 +78,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine(TrainerCallback):
-    """A live line: step, loss, accuracy, margin, tokens a second, the most memory so far, time left."""
+    """A live line: step, loss, accuracy, margin, tokens a second, share of peak FLOP/s, memory, time left."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -111,6 +111,7 @@ class ProgressLine(TrainerCallback):
             ("rewards/accuracies", "accuracy", ".2f"),
             ("rewards/margins", "margin", "+.3f"),
             ("tokens_per_second", "tokens/s", ",.0f"),
+            ("flops_share", "of peak FLOP/s", ".0%"),
         )
         parts = [f"{label} {logs[key]:{form}}" for key, label, form in shown if logs and key in logs]
         if logs and "memory_bytes" in logs:

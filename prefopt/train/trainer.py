@@ -23,6 +23,7 @@ from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import FrozenModel, Reference
 from prefopt.models.sharded import shard_weights
+from prefopt.models.work import Work
 from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import EndOfStep, ExactEpoch
@@ -31,7 +32,7 @@ from prefopt.train.finite import FILE as NON_FINITE
 from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
 from prefopt.train.offload import forward_context
-from prefopt.train.pace import Pace, peak_memory
+from prefopt.train.pace import Pace, peak_memory, peak_rate
 from prefopt.train.ranks import ranks_of_this_run
 from prefopt.train.reference import reference_of, release_if_stored, sharded_reference
 from prefopt.train.retry import PackLimit
@@ -120,6 +121,8 @@ class PreferenceTrainer(ResumableTrainer):
         self._limit = PackLimit()
         self._window = MeanMetrics()
         self._pace = Pace()
+        self._work = Work.of(self.packed)
+        self._peak: float | None = None
         self._tokens = 0
         self._skipped = 0
 
@@ -175,6 +178,8 @@ class PreferenceTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run one step's packs forward and backward; returns the step's loss, detached."""
+        if self._work and self._peak is None:
+            self._peak = peak_rate(self.args.device, self._multiplies_in()) or 0.0
         self._pace.start()
         model.train()
         self.loss_module.train()
@@ -194,7 +199,7 @@ class PreferenceTrainer(ResumableTrainer):
 
         result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
         self._tokens += result.tokens
-        self._pace.add(result.tokens)
+        self._pace.add(result.tokens, self._flops(packs))
         # A gradient that is scaled for float16 may overflow: its scaler sees to that.
         finite = self.accelerator.scaler is not None or is_finite(result.loss, model.parameters())
         if not all(self.ranks.gather(finite)):
@@ -204,6 +209,20 @@ class PreferenceTrainer(ResumableTrainer):
         self._window.update(result.metrics)
         self._window.add("loss", result.loss, 1)
         return torch.tensor(result.loss, device=self.args.device)
+
+    def _flops(self, packs: Sequence[Pack]) -> float:
+        """Return what this rank's packs take: with the reference's pass, where it is a model that always computes."""
+        if self._work is None:
+            return 0.0
+        computes = self.reference.name != "none" and self.reference.live is self.reference
+        return sum(self._work.flops(pack, reference=computes) for pack in packs if pack.num_sequences)
+
+    def _multiplies_in(self) -> torch.dtype:
+        device = self.args.device.type
+        with self.accelerator.autocast():
+            if torch.is_autocast_enabled(device):
+                return torch.get_autocast_dtype(device)
+        return self.packed.head_weight.dtype
 
     def _not_finite(self, packs: Sequence[Pack]) -> Tensor:
         """Save the rows of a step that is no number; then stop, or leave the weights as they are."""
@@ -248,7 +267,7 @@ class PreferenceTrainer(ResumableTrainer):
             del logs["loss"]  # the Trainer's mean counts steps that were skipped
             logs.update(self._window.means())
             logs["tokens"] = self._tokens
-            logs.update(self._pace.take())
+            logs.update(self._pace.take(self._peak))
             logs["memory_bytes"] = peak_memory(self.args.device)
             if self._skipped:
                 logs["skipped_steps"] = self._skipped

@@ -33,8 +33,8 @@ def test_the_pace_is_tokens_over_the_time_that_was_not_paused(monkeypatch: pytes
     clock[0] += 1
     assert pace.take() == {"tokens_per_second": 100.0}
     clock[0] += 4
-    pace.add(10)
-    assert pace.take() == {"tokens_per_second": 2.5}
+    pace.add(10, flops=600.0)
+    assert pace.take(peak=1000.0) == {"tokens_per_second": 2.5, "flops_share": 0.15}
 
 
 def test_the_peak_of_memory_grows_with_what_is_held() -> None:

@@ -121,7 +121,7 @@ class ImaginedModel(PackedModel):
             layout.plans[attention.CALLS] = layout.plans.get(attention.CALLS, 0) + 1
             tokens = query.shape[2]
             padded = [nn.functional.pad(x, (0, 0, 0, -tokens % BLOCK)).contiguous() for x in (query, key, value)]
-            pairs = query.shape[1] * _looks(layout, window)
+            pairs = query.shape[1] * layout.attended(window)
             out: Tensor = _Flex.apply(*padded, lambda products: self._attend(products * pairs))
             return out[:, :, :tokens].transpose(1, 2), None
         name = attention.plan_name(query, key, window, sinks=s_aux is not None)
@@ -177,21 +177,6 @@ class _Flex(torch.autograd.Function):
         ctx.count(3 * query.shape[3] + 2 * value.shape[3])
         delta = torch.empty_like(lse)  # noqa: F841  (it is there while the gradients are made)
         return *(torch.empty_like(x) for x in (query, key, value)), None
-
-
-def _looks(layout: Layout, window: int | None) -> float:
-    """Return how many keys all queries of a row look at together."""
-
-    def total(first: int, last: int) -> float:
-        """Sum min(n, window) over n = first..last."""
-        ends = last if window is None else min(last, window)
-        rising = (first + ends) * (ends - first + 1) / 2 if ends >= first else 0.0
-        return rising + (0 if window is None else window * (last - max(ends, first - 1)))
-
-    return sum(
-        total(1, group.prompt) + sum(total(group.prompt + 1, group.prompt + length) for length in group.completions)
-        for group in layout.groups
-    )
 
 
 def of_layers(settings: Any, kinds: Sequence[str | None]) -> Any:

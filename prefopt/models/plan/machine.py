@@ -89,7 +89,7 @@ def find_machine(gpu: str | None = None, memory: str | None = None, *, dtype: to
     if not cpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         return Machine(name, True, torch.cuda.get_device_properties().total_memory, _known(name))
-    return Machine("this machine's CPU", False, environment.available_memory(), _measured(dtype), 1.0)
+    return Machine("this machine's CPU", False, environment.available_memory(), measured(dtype), 1.0)
 
 
 def parse_memory(text: str) -> int:
@@ -106,7 +106,7 @@ def _known(name: str) -> Gpu | None:
     return next((gpu for key, gpu in GPUS.items() if key.partition("-")[0] in words), None)
 
 
-def _measured(dtype: torch.dtype) -> Gpu:
+def measured(dtype: torch.dtype) -> Gpu:
     """Measure this CPU for a moment: its products, and its memory."""
     side = 1024
     a, b = torch.ones(side, side, dtype=dtype), torch.ones(side, side, dtype=dtype)
