@@ -124,12 +124,13 @@ def main() -> None:
             "weights_mib": policy.weights / MIB,
             "reference_mib": policy.copied / MIB,
             "moments_mib": 8 * policy.trained / MIB,
-            "time": statistics.median(one[name] / one["LoRA"] for one in seconds) if seconds else float("nan"),
+            "time": statistics.median(one[name] / one["LoRA"] for one in seconds) if seconds else None,
             "drift": float((policy.start - plain).abs().mean()),
         }
         found.append(line)
         sizes = "".join(f"{line[key]:>8.1f} MiB" for key in ("weights_mib", "reference_mib", "moments_mib"))
-        print(f"{name:<30}{sizes}{line['time']:>8.2f}{line['drift']:>10.4f}")
+        took = "-" if line["time"] is None else f"{line['time']:.2f}"
+        print(f"{name:<30}{sizes}{took:>8}{line['drift']:>10.4f}")
     print(json.dumps(found))
 
 
