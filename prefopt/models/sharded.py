@@ -97,7 +97,10 @@ class ShardedCopy(FrozenCopy):
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the adapter, or all weights, gathered on the CPU of process 0; the others get none. All call this."""
     found: dict[str, Any] = get_model_state_dict(model, options=_TRAINED if isinstance(model, PeftModel) else _WHOLE)
-    return found
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        n for n, _ in model.named_parameters()
+    }
+    return {name: weight for name, weight in found.items() if name not in tied}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

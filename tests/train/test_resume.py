@@ -38,9 +38,12 @@ KINDS: dict[str, dict[str, str]] = {
     "dpo": {"length": "num_train_epochs: 2"},  # past an epoch's end
     "kto": {"length": "num_train_epochs: 1.2"},  # labels are twice as many examples as pairs
     "kto of a stream by workers": {"length": "max_steps: 14", "more": ", streaming: true, window: 20, workers: 2"},
-    "dpo of all weights": {"length": "max_steps: 10", "lora": ""},
+    "dpo of all weights": {"length": "max_steps: 10", "lora": ", lora: null"},
     "kto by two processes": {"length": "max_steps: 12"},
-    "dpo of weights in parts by two processes": {"length": "max_steps: 10\n  shard_weights: true", "lora": ""},
+    "dpo of weights in parts by two processes": {
+        "length": "max_steps: 10\n  shard_weights: true",
+        "lora": ", lora: null",
+    },
 }
 MOVING = "kind: moving, every: 3, mix: 0.25, "
 CACHED = "cache: true, "
