@@ -80,7 +80,7 @@ def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
         model,
         read(job, tokenizer),
         losses.build("dpo", beta=job.beta),
-        "adapter_off",
+        {"kind": "adapter_off", "cache": False},  # the peer computes it in every run
         arguments,
         callbacks=[clock],
         group_prompts=False,  # the peer shuffles examples

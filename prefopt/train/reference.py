@@ -11,7 +11,7 @@ import torch
 from prefopt.data import PreferenceData, StepPlan
 from prefopt.losses import Loss
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import Asked, CachedReference, Reference, build_reference, cached, reference_config
+from prefopt.models.references import Asked, CachedReference, Reference, build_reference, reference_config, with_cache
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.feed import Feed, StreamFeed
 
@@ -27,7 +27,7 @@ def reference_of(
     later = config.cache is not False  # which may have all that is asked of another model
     built = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer, later=later)
     repeats = _epochs(feed, args) > 1
-    return cached(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
+    return with_cache(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
 
 
 def release_if_stored(
