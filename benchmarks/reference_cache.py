@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import struct
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from prefopt.losses import build  # noqa: E402
 from prefopt.models import load_policy  # noqa: E402
 from prefopt.models.packed import PackedModel  # noqa: E402
 from prefopt.models.references import CachedReference, Reference, Store, build_reference  # noqa: E402
+from prefopt.models.references.store import ReferenceRow, Value  # noqa: E402
 from prefopt.train.step import run_step  # noqa: E402
 
 
@@ -79,6 +81,7 @@ def main() -> None:
                 times["kept"].append(run(cached, index))
                 times["read"].append(run(cached, index))
             apart = other_layout(packed, cached, plan, options)
+        stored, looked_up = store_alone(folder)
     result = {
         kind: statistics.median(a / b for a, b in zip(times[kind], times["computed"], strict=True))
         for kind in ("kept", "read")
@@ -89,7 +92,36 @@ def main() -> None:
     print(f"  computed and kept {result['kept']:.3f}   read {result['read']:.3f}")
     print(f"  another layout: rms {apart['rms']:.2g}, largest {apart['max']:.2g} nats a completion, largest for the")
     print(f"  square root of its tokens {apart['for_root']:.2g}; weights hashed in {hashed:.2f} s")
-    print(json.dumps({"benchmark": "reference_cache", "dtype": options.dtype, **result, **apart, "hashed": hashed}))
+    print(f"  16 values of a pack: {stored * 1e3:.2f} ms to store, {looked_up * 1e3:.2f} ms to read")
+    print(
+        json.dumps(
+            {
+                "benchmark": "reference_cache",
+                "dtype": options.dtype,
+                **result,
+                **apart,
+                "hashed": hashed,
+                "stored": stored,
+            }
+        )
+    )
+
+
+def store_alone(folder: Path) -> tuple[float, float]:
+    """Return the processor time of storing a pack's 16 values that are new, and of reading them, seconds (medians)."""
+    store, reference = Store(folder / "alone"), ReferenceRow("a" * 32, "setting", "weights", "a model")
+    stored, read = [], []
+    for pack in range(300):
+        values = [Value((pack * 16 + i).to_bytes(16, "little"), 80, struct.pack("<f", -1.0)) for i in range(16)]
+        lengths = {value.completion: value.length for value in values}
+        began = time.process_time()
+        store.read(reference, lengths, per_token=False)
+        store.write(reference, values, {})
+        stored.append(time.process_time() - began)
+        began = time.process_time()
+        store.read(reference, lengths, per_token=False)
+        read.append(time.process_time() - began)
+    return statistics.median(stored), statistics.median(read)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
         model,
         read(job, tokenizer),
         losses.build(job.loss, beta=job.beta),
-        "adapter_off" if lora else "frozen_copy",
+        {"kind": "adapter_off" if lora else "frozen_copy", "cache": False},  # the peer computes it in every run
         arguments,
         callbacks=[clock],
         group_prompts=False,  # the peer shuffles examples

@@ -18,8 +18,8 @@ from prefopt.models.references import (
     FrozenCopy,
     Reference,
     build_reference,
-    cached,
     reference_config,
+    with_cache,
 )
 from prefopt.models.sharded import ShardedCopy
 from prefopt.train.arguments import PreferenceArguments
@@ -37,7 +37,7 @@ def reference_of(
     later = config.cache is not False  # which may have all that is asked of another model
     built = build_reference(config, policy, needed=loss.needs_reference, tokenizer=tokenizer, later=later)
     repeats = _epochs(feed, args) > 1
-    return cached(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
+    return with_cache(built, config, repeats=repeats, needs_states="divergence" in loss.extras)
 
 
 def sharded_reference(wanted: Any, policy: PackedModel, loss: Loss, *, tokenizer: Any) -> Reference:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from prefopt.data import PreferenceData, PreferenceStream
-from prefopt.errors import DataError, RecipeError
+from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.eval import held_out_pairs
 from prefopt.eval.score import pair_packs
 from prefopt.models import load_policy
@@ -68,6 +68,7 @@ def build_cache(
 
     Raises:
         RecipeError: the loss needs no reference, or the reference can't be cached.
+        RunError: the cache can't be written.
         PrefoptError: what the rooms below say of models, data and settings.
     """
     began = time.monotonic()
@@ -75,6 +76,9 @@ def build_cache(
     loss = recipe.loss.build()
     if not loss.needs_reference:
         raise RecipeError(f"the loss {loss.name} compares with no reference, so there is nothing to compute ahead.")
+    if recipe.reference.kind == "moving" or "divergence" in loss.extras:
+        why = "the reference moves" if recipe.reference.kind == "moving" else f"{loss.name} compares distributions"
+        raise RecipeError(f"{why}, so there are no log-probs to compute ahead: choose another reference or loss.")
     with tempfile.TemporaryDirectory() as aside:  # the run itself writes into its directory
         args = recipe.train.model_copy(update={"output_dir": Path(aside)}).arguments()
         model, tokenizer = load_policy(recipe.model, seed=args.seed)
@@ -162,6 +166,11 @@ def _fill(
         for pack in packs:
             if number % world == index:
                 reference.logprobs(pack.to(trainer.args.device), what)
+                if not reference.store.works:
+                    raise RunError(
+                        f"{reference.store.folder} can't be written any more; what was computed before is there. Make "
+                        "room, or mend its permissions, and start the build again."
+                    )
             number += 1
 
     with torch.no_grad(), trainer.packed.attached(), reference.attached():

@@ -50,6 +50,9 @@ def test_an_adapter_excludes_settings_for_a_new_one_but_not_its_dtype() -> None:
         (None, "none"),
         ("adapter_off", "adapter_off"),
         ({"model": "x", "dtype": "bfloat16"}, "model"),
+        ({"model": "x", "quantization": "nf4", "device": "cpu"}, "model"),
+        ({"kind": "moving", "every": 512, "mix": 0.6}, "moving"),
+        ({"cache": True, "cache_dir": "kept"}, "auto"),
         ({}, "auto"),
     ],
 )
@@ -66,6 +69,13 @@ def test_a_reference_is_a_word_or_a_model(value: Any, kind: str) -> None:
         ({"kind": "model"}, "needs the model's name"),
         ({"kind": "none", "model": "x"}, "model belong to a reference of kind 'model'"),
         ({"modle": "x"}, "modle"),
+        ({"kind": "moving"}, "needs to know when it moves: write {kind: moving, every: STEPS}"),
+        ({"kind": "moving", "every": 0}, "greater than or equal to 1"),
+        ({"kind": "moving", "every": 5, "mix": 0}, "greater than 0"),
+        ({"kind": "moving", "every": 5, "cache": True}, "other log-probs after every move"),
+        ({"model": "x", "every": 5}, "every belong to a reference of kind 'moving', not of kind 'model'"),
+        ({"kind": "frozen_copy", "device": "cpu"}, "device belong to a reference of kind 'model'"),
+        ({"cache": True, "kind": "none"}, "no log-probs to keep"),
     ],
 )
 def test_a_wrong_reference_says_what_is_wrong(value: Any, said: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import prefopt
 from prefopt.errors import RecipeError, RunError
 from prefopt.losses import build
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import CachedReference, FrozenCopy, LaterModel, build_reference
+from prefopt.models.references import CachedReference, FrozenCopy, LaterModel, Store, build_reference
 from prefopt.recipe import load_recipe
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 from prefopt.workflow import build_cache, train_run
@@ -365,6 +366,34 @@ def test_what_has_nothing_to_keep_is_refused_with_a_cache(tmp_path: Path, tiny_m
     words = "{kind: none, cache: true}" if kind == "none" else "{kind: moving, every: 2, cache: true}"
     with pytest.raises(RecipeError, match=r"there can be no cache of it: leave reference\.cache out"):
         load_recipe(path, [f"reference={words}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss=sft"], "compares with no reference, so there is nothing to compute ahead"),
+        (["reference={kind: moving, every: 2}"], "the reference moves, so there are no log-probs to compute ahead"),
+        (["reference=auto", "loss=tdpo"], "tdpo compares distributions"),
+    ],
+)
+def test_a_build_of_what_has_nothing_to_keep_is_refused_before_a_model_loads(
+    tmp_path: Path, tiny_model: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefopt.workflow.reference.load_policy", None)
+    with pytest.raises(RecipeError, match=said):
+        build_cache(load_recipe(write_recipe(tmp_path, tiny_model), words))
+
+
+def test_a_build_ends_when_nothing_can_be_stored_any_more(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "_insert", full)
+    recipe = load_recipe(write_recipe(tmp_path, tiny_model))
+    with pytest.warns(UserWarning, match="is full"), pytest.raises(RunError, match="Make room"):
+        build_cache(recipe)
 
 
 def test_damaged_entries_are_computed_anew_counted_and_told(tmp_path: Path, tiny_model: Path) -> None:

@@ -3,7 +3,7 @@
 from prefopt.models.references.base import NoReference, Reference
 from prefopt.models.references.build import build_reference, reference_config
 from prefopt.models.references.cached import Asked, CacheCounts, CachedReference
-from prefopt.models.references.caching import cached
+from prefopt.models.references.caching import with_cache
 from prefopt.models.references.kinds import AdapterOff, FrozenCopy, FrozenModel
 from prefopt.models.references.later import LaterModel
 from prefopt.models.references.moving import MovingCopy
@@ -23,7 +23,7 @@ __all__ = [
     "Store",
     "Usage",
     "build_reference",
-    "cached",
     "default_folder",
     "reference_config",
+    "with_cache",
 ]

@@ -14,7 +14,7 @@ from prefopt.models.references.moving import MovingCopy
 from prefopt.models.references.store import FORMAT, Store, default_folder
 
 
-def cached(reference: Reference, config: ReferenceConfig, *, repeats: bool, needs_states: bool) -> Reference:
+def with_cache(reference: Reference, config: ReferenceConfig, *, repeats: bool, needs_states: bool) -> Reference:
     """Return the reference behind a cache, where the recipe asks for one or it pays; `reason` says which.
 
     Args:
