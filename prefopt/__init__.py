@@ -5,6 +5,7 @@ The names below are resolved on first use, so that `import prefopt` costs nothin
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ __all__ = [
     "load_recipe",
     "score_completions",
 ]
+
+# Importing bitsandbytes prints a line about a faster kernel on some CPUs; prefopt does without it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda line: "Failed to load CPU" not in line.msg)
 
 
 def __getattr__(name: str) -> Any:

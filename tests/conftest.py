@@ -21,3 +21,12 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prefopt.data.cache.default_folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for a test's log-probs of references, so that it finds none that another left."""
+    folder = tmp_path_factory.mktemp("reference-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefopt.models.references.caching.default_folder", lambda: folder)
+        yield folder

@@ -15,9 +15,11 @@ from prefopt.data.formats import FIELDS, SCHEMAS, TRAINABLE, recognise
 from prefopt.eval.config import EvalConfig
 from prefopt.losses import available
 from prefopt.losses.catalogue import catalogue
-from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
+from prefopt.models import PeftSection
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import load_recipe
-from prefopt.train.config import TrainConfig
+from prefopt.train.config import AlarmConfig, TrainConfig
 from tests.toys import pair_rows
 
 ROOT = Path(__file__).parents[1]
@@ -75,10 +77,13 @@ def test_every_key_of_a_recipe_is_documented_and_no_other() -> None:
     sections: dict[str, type[BaseModel]] = {
         "model": ModelConfig,
         "model.lora": LoraSection,
+        "model.peft": PeftSection,
+        "model.quantization": QuantizationSection,
         "model.tokenizer": TokenizerSection,
         "data": DataConfig,
         "reference": ReferenceConfig,
         "train": TrainConfig,
+        "alarms": AlarmConfig,
         "eval": EvalConfig,
     }
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields} - set(sections)

@@ -48,20 +48,46 @@ class StepFlops:
         return sum(shape.flops * times for shape, times in self.base.items()) + self.adapter + self.attention
 
 
-def attended(pack: Pack) -> int:
-    """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past."""
+def attended(pack: Pack, window: int | None = None) -> int:
+    """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past.
+
+    With a window, a query sees the keys of at most `window` positions, its own among them.
+    """
+
+    def causal(length: int) -> int:
+        seen = min(length, window or length)
+        return seen * (seen + 1) // 2 + (length - seen) * seen
+
+    if pack.mask is not None:
+        return sum(map(causal, pack.mask.sum(1).tolist()))
     total = 0
     for group in pack.layout.groups if pack.layout else ():
-        total += group.prompt * (group.prompt + 1) // 2
-        total += sum(c * group.prompt + c * (c + 1) // 2 for c in group.completions)
-    if pack.mask is not None:
-        lengths = pack.mask.sum(1)
-        total = int((lengths * (lengths + 1) // 2).sum())
+        prompt = causal(group.prompt)
+        total += prompt + sum(causal(group.prompt + c) - prompt for c in group.completions)
     return total
 
 
-def count(model: nn.Module, pack: Pack, *, head: Tensor, layers: int, query_size: int, reference: bool) -> StepFlops:
-    """Count one pack's forward and backward.
+def windows(config: Any) -> list[int | None]:
+    """Return the window of every decoder layer; None for one that sees everything."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def count_full(model: nn.Module, pack: Pack, *, attention: int, head: Tensor, reference: bool) -> StepFlops:
+    """Count one pack's forward and backward where all weights train: forward, the input's gradient, the weight's."""
+    tokens, scored = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum()), int(pack.target.numel())
+    base: Counter[Shape] = Counter()
+    layers = [(tokens, m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
+    for rows, weight in (*layers, (scored, head)):
+        columns, inner = weight.shape
+        base[Shape(rows, inner, columns)] += 2 if reference else 1
+        base[Shape(rows, columns, inner)] += 1
+        base[Shape(columns, rows, inner)] += 1
+    return StepFlops(base, 0, attention)
+
+
+def count(model: nn.Module, pack: Pack, *, head: Tensor, attention: int, reference: bool) -> StepFlops:
+    """Count one pack's forward and backward with LoRA.
 
     A frozen linear layer multiplies once forward, once more in the reference's pass, and once backward for its
     input, except in the first layer's q, k and v, whose input (a frozen embedding) needs no gradient. The frozen head
@@ -72,8 +98,7 @@ def count(model: nn.Module, pack: Pack, *, head: Tensor, layers: int, query_size
         model: the policy with its adapter.
         pack: the step's pack.
         head: (V, H) weight of the head.
-        layers: decoder layers.
-        query_size: query heads times head size.
+        attention: what `attention_flops` says.
         reference: is the reference's pass part of the step?
     """
     tokens = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum())
@@ -94,9 +119,14 @@ def count(model: nn.Module, pack: Pack, *, head: Tensor, layers: int, query_size
     vocabulary, hidden = head.shape
     base[Shape(scored, hidden, vocabulary)] += forwards
     base[Shape(scored, vocabulary, hidden)] += 1
-    # Scores and values: two products forward, four backward, 2 * query_size FLOPs a pair each.
-    attention = layers * 2 * query_size * attended(pack) * (2 * forwards + 4)
     return StepFlops(base, adapter, attention)
+
+
+def attention_flops(config: Any, pack: Pack, *, reference: bool) -> int:
+    """Count scores and values: two products forward, four backward, 2 * query heads * head size FLOPs a pair each."""
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pairs = sum(attended(pack, window) for window in windows(config))
+    return 2 * config.num_attention_heads * head_size * pairs * (2 * (2 if reference else 1) + 4)
 
 
 def _seconds(product: Callable[[], Tensor]) -> float:

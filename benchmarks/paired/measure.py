@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 
 B_SCALE = 1e-2
 """Standard deviation of LoRA's B at the start: large enough that the first loss isn't log 2, small beside the base."""
+NOISE = 1e-4
+"""Standard deviation of what is added to weights that all train, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Job:
     side: str
     """`ours` or `trl`."""
     variant: str
-    """TRL: `default`, `autocast`, `bf16` or `bf16-autocast`; ours: `default`; both: `float32`."""
+    """TRL: `default`, `autocast`, `bf16` or `bf16-autocast`; ours: `default` or `autocast`; both: `float32`."""
     precomputed: bool
     """References computed before the clock starts."""
     model: str
@@ -43,6 +45,12 @@ class Job:
     learning_rate: float = 1e-4
     optimizer: str = "adamw_torch"
     token_budget: int = 4096
+    policy: str = "lora"
+    """`lora`, or `full` for all weights."""
+    loss: str = "dpo"
+    """`dpo`, or `kto` on both completions of every pair, as labelled ones."""
+    prompt_words: int = 128
+    """Mean words of a prompt."""
     ceiling: bool = False
     """Ours: measure the matrix products of the layers' own shapes after training."""
     profile: str = ""
@@ -51,6 +59,11 @@ class Job:
     @property
     def total_steps(self) -> int:
         return self.warmup + self.steps
+
+    @property
+    def examples_per_step(self) -> int:
+        """What the loss counts: a pair, or two labelled completions of it."""
+        return self.pairs_per_step * (2 if self.loss == "kto" else 1)
 
 
 def common_arguments(job: Job) -> dict[str, Any]:
@@ -89,11 +102,24 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.global_step == 1 and logs and "loss" in logs:
-            self.first = {"loss": float(logs["loss"]), "grad_norm": float(logs["grad_norm"])}
+            wanted = ("loss", "grad_norm", "logps/chosen", "logps/rejected")
+            self.first = {name: float(logs[name]) for name in wanted if name in logs}
 
     def seconds(self, warmup: int) -> list[float]:
         """Return the seconds of every step after the first `warmup`."""
         return [b - a for a, b in zip(self.ended[warmup:-1], self.ended[warmup + 1 :], strict=True)]
+
+
+def start(model: torch.nn.Module, job: Job) -> None:
+    """Move the policy away from its reference, on every side the same way."""
+    if job.policy == "lora":
+        start_adapter(model, job.seed)
+        return
+    generator = torch.Generator().manual_seed(job.seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.add_((drawn * NOISE).to(parameter.dtype))
 
 
 def start_adapter(model: torch.nn.Module, seed: int) -> int:

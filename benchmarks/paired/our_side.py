@@ -13,12 +13,12 @@ import torch
 from prefopt import losses
 from prefopt.data import PreferenceData, StepPlan, load_preferences
 from prefopt.models import load_policy
-from prefopt.models.references import Reference, build_reference
+from prefopt.models.references import Reference
 from prefopt.records import Pack
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 
-from .flops import ceiling, count, machine_rate
-from .measure import Clock, Job, common_arguments, outcome, peak_rss, start_adapter
+from .flops import attention_flops, ceiling, count, count_full, machine_rate
+from .measure import Clock, Job, common_arguments, outcome, peak_rss, start
 from .workload import fingerprint
 
 MAX_LENGTH = 8192
@@ -31,8 +31,8 @@ def read(job: Job, tokenizer: Any) -> PreferenceData:
 
 
 def plan_of(job: Job, data: PreferenceData) -> StepPlan:
-    """Return the order in which the trainer will take the examples."""
-    return StepPlan(data, examples_per_step=job.pairs_per_step, seed=job.seed, group_prompts=False)
+    """Return the order in which the trainer will take the examples; `data` is in the form of the loss."""
+    return StepPlan(data, examples_per_step=job.examples_per_step, seed=job.seed, group_prompts=False)
 
 
 def order_of(job: Job, data: PreferenceData) -> list[int]:
@@ -67,29 +67,32 @@ class StoredReference(Reference):
 
 def build_trainer(job: Job, clock: Clock) -> PreferenceTrainer:
     """Return a trainer whose adapter is `start_adapter`'s."""
+    lora = job.policy == "lora"
     model, tokenizer = load_policy(
         job.model,
-        dtype="float32" if job.variant == "float32" else "bfloat16",
-        lora={"r": job.rank, "alpha": job.alpha, "dropout": 0.0},
+        dtype="bfloat16" if job.variant == "default" else "float32",
+        lora={"r": job.rank, "alpha": job.alpha, "dropout": 0.0} if lora else None,
         seed=job.seed,
     )
     arguments = PreferenceArguments(
-        **common_arguments(job), examples_per_step=job.pairs_per_step, token_budget=job.token_budget
+        **common_arguments(job),
+        examples_per_step=job.examples_per_step,
+        token_budget=job.token_budget,
+        bf16=job.variant == "autocast",
     )
     trainer = PreferenceTrainer(
         model,
         read(job, tokenizer),
-        losses.build("dpo", beta=job.beta),
-        "adapter_off",
+        losses.build(job.loss, beta=job.beta),
+        "adapter_off" if lora else "frozen_copy",
         arguments,
         callbacks=[clock],
         group_prompts=False,  # the peer shuffles examples
     )
-    start_adapter(trainer.model, job.seed)
     if job.precomputed:
         packs = [pack for step in trainer.get_train_dataloader() for pack in step["micro"]]
-        inner = build_reference("adapter_off", trainer.packed, needed=True)
-        trainer.reference = StoredReference(inner, packs)
+        trainer.reference = StoredReference(trainer.reference, packs)
+    start(trainer.model, job)
     return trainer
 
 
@@ -97,15 +100,14 @@ def measured_share(job: Job, trainer: PreferenceTrainer, seconds: list[float]) -
     """Return the FLOP/s of the measured steps and what bf16 products of the layers' shapes reach right now."""
     steps = list(trainer.get_train_dataloader())[job.warmup : job.total_steps]
     config = trainer.model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reference = not job.precomputed
     counted = [
-        count(
+        (count if job.policy == "lora" else count_full)(
             trainer.model,
             pack,
             head=trainer.packed.head_weight,
-            layers=config.num_hidden_layers,
-            query_size=config.num_attention_heads * head_size,
-            reference=not job.precomputed,
+            attention=attention_flops(config, pack, reference=reference),
+            reference=reference,
         )
         for step in steps
         for pack in step["micro"]

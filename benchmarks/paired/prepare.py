@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from .cells import MODELS
 from .measure import Job
-from .workload import make_rows, read_sentences, write_rows
+from .workload import labelled, make_rows, read_sentences, write_rows
 
 
 def find_model() -> str:
@@ -23,24 +24,32 @@ def find_model() -> str:
 
 
 def prepare(job: Job, sentences: str, model: str) -> dict[str, Any]:
-    """Write the model to `job.model` and the rows to `job.rows`, ordered so that step i holds rows 4i to 4i + 3.
+    """Write the model to `job.model` and the rows to `job.rows`, ordered so that a step holds neighbours.
 
     The order of a plan depends on the data and not on the order of a file, so prefopt reads the rows as they were made
     and TRL, sequentially, from a second file beside them in prefopt's order.
     """
+    from prefopt import losses
     from prefopt.models import load_policy
+    from prefopt.train.feed import for_loss
 
     from .our_side import order_of, read
 
-    policy, tokenizer = load_policy(model or find_model(), dtype="bfloat16", trainable=False)
+    policy, tokenizer = load_policy(
+        find_model() if model in ("", *MODELS) else model, dtype="bfloat16", trainable=False
+    )
+    if model == "gemma-shaped":
+        policy = gemma_shaped(job.seed, tokenizer)
     policy.to(torch.bfloat16).save_pretrained(job.model)
     tokenizer.save_pretrained(job.model)
-    rows = make_rows(read_sentences(Path(sentences)), job.total_steps * job.pairs_per_step, job.seed)
+    count = job.total_steps * job.pairs_per_step
+    rows = make_rows(read_sentences(Path(sentences)), count, job.seed, job.prompt_words)
     write_rows(rows, Path(job.rows))
-    data = read(job, tokenizer)
-    if len(data) != len(rows):
-        raise RuntimeError(f"{len(rows) - len(data)} of {len(rows)} rows were rejected; the sides would differ.")
-    write_rows([rows[i] for i in order_of(job, data)], ordered(Path(job.rows)))
+    data = for_loss(read(job, tokenizer), losses.build(job.loss))
+    examples = rows if job.loss == "dpo" else [example for row in rows for example in labelled(row)]
+    if len(data) != len(examples):
+        raise RuntimeError(f"{len(examples) - len(data)} of {len(examples)} were rejected; the sides would differ.")
+    write_rows([examples[i] for i in order_of(job, data)], ordered(Path(job.rows)))
     return {
         "pairs": len(rows),
         "prompt_tokens": float(data.prompt_lengths.mean()),
@@ -50,6 +59,22 @@ def prepare(job: Job, sentences: str, model: str) -> dict[str, Any]:
         / 2
         / len(rows),
     }
+
+
+def gemma_shaped(seed: int, tokenizer: Any) -> torch.nn.Module:
+    """Return random weights of the shape of Gemma-3-270m, whose tokenizer knows the first tokens alone."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(seed)
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4,
+            num_key_value_heads=1, head_dim=256, query_pre_attn_scalar=256, sliding_window=512,
+            layer_types=["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(18)],
+            max_position_embeddings=32_768, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
 
 
 def ordered(rows: Path) -> Path:

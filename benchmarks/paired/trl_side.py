@@ -1,4 +1,4 @@
-"""TRL's side: `DPOTrainer` with the settings that are best for it on a CPU."""
+"""TRL's side: `DPOTrainer` or `KTOTrainer` with the settings that are best for it on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from .measure import Clock, Job, common_arguments, outcome, peak_rss, start_adapter
+from .measure import Clock, Job, common_arguments, outcome, peak_rss, start
 from .workload import fingerprint
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,12 +27,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer:
-    """Return a trainer whose adapter is `start_adapter`'s."""
+def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer | trl.KTOTrainer:
+    """Return a trainer whose policy starts as `start` says."""
     variant = VARIANTS[job.variant]
-    arguments = trl.DPOConfig(
+    config, trainer_of = (trl.DPOConfig, trl.DPOTrainer) if job.loss == "dpo" else (trl.KTOConfig, trl.KTOTrainer)
+    arguments = config(
         **common_arguments(job),
-        per_device_train_batch_size=job.pairs_per_step,
+        per_device_train_batch_size=job.examples_per_step,
         train_sampling_strategy="sequential",
         model_init_kwargs={"dtype": variant["dtype"], "attn_implementation": "sdpa"},
         bf16=variant["bf16"],
@@ -41,18 +42,26 @@ def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer:
         max_length=None,
         precompute_ref_log_probs=job.precomputed,
     )
-    trainer = trl.DPOTrainer(
+    adapter = LoraConfig(
+        r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    trainer = trainer_of(
         model=job.model,
         args=arguments,
         train_dataset=load_dataset("json", data_files=job.rows, split="train", cache_dir=f"{job.work}/datasets"),
         processing_class=AutoTokenizer.from_pretrained(job.model),
-        peft_config=LoraConfig(
-            r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=adapter if job.policy == "lora" else None,
         callbacks=[clock],
     )
-    start_adapter(trainer.model, job.seed)
+    start(trainer.model, job)
     return trainer
+
+
+def ids_of(row: dict[str, Any]) -> tuple[list[int], ...]:
+    """Return the prompt and completions of a tokenized row."""
+    if "completion_ids" in row:
+        return row["prompt_ids"], row["completion_ids"]
+    return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -61,7 +70,7 @@ def run(job: Job) -> dict[str, Any]:
     clock = Clock()
     trainer = build_trainer(job, clock)
     rows = trainer.train_dataset
-    ids = fingerprint((row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows)
+    ids = fingerprint(map(ids_of, rows))
     trainer.train()
     peak, config = peak_rss(), trainer.model.config
     from .flops import machine_rate  # here, so that prefopt's memory isn't counted as TRL's

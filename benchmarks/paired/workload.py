@@ -12,9 +12,10 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 PROMPT_WORDS = 128
-"""Mean words of a prompt."""
+"""Mean words of a prompt, unless it is said otherwise."""
 COMPLETION_WORDS = 64
 """Mean words of a completion."""
 SIGMA = 0.4
@@ -60,7 +61,9 @@ def chat(role: str, content: str) -> str:
     return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 
-def make_rows(sentences: Sequence[str], count: int, seed: int) -> list[dict[str, str]]:
+def make_rows(
+    sentences: Sequence[str], count: int, seed: int, prompt_words: int = PROMPT_WORDS
+) -> list[dict[str, str]]:
     """Return `count` rows of prompt, chosen and rejected text, ready to tokenize: no template, no special token added.
 
     The completions end with ChatML's end-of-turn, which is SmolLM2-Instruct's end-of-text token too, so neither
@@ -69,7 +72,7 @@ def make_rows(sentences: Sequence[str], count: int, seed: int) -> list[dict[str,
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
-        start = running_text(rng, sentences, log_normal_words(rng, PROMPT_WORDS) - len(QUESTION.split()))
+        start = running_text(rng, sentences, log_normal_words(rng, prompt_words) - len(QUESTION.split()))
         prompt = chat("system", SYSTEM) + chat("user", f"{QUESTION}\n\n{start}") + "<|im_start|>assistant\n"
         chosen, rejected = (
             running_text(rng, sentences, log_normal_words(rng, COMPLETION_WORDS)) + "<|im_end|>" for _ in range(2)
@@ -78,14 +81,21 @@ def make_rows(sentences: Sequence[str], count: int, seed: int) -> list[dict[str,
     return rows
 
 
-def write_rows(rows: Iterable[dict[str, str]], path: Path) -> None:
+def labelled(row: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a pair's two completions with their labels."""
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for side in ("chosen", "rejected")
+    ]
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Write JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def fingerprint(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> str:
-    """Hash (prompt, chosen, rejected) token ids in order: equal on both sides, or the comparison is void."""
+def fingerprint(examples: Iterable[tuple[Sequence[int], ...]]) -> str:
+    """Hash (prompt, completion, ...) token ids in order: equal on both sides, or the comparison is void."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(json.dumps([list(map(int, ids)) for ids in pair]).encode())
+    for example in examples:
+        digest.update(json.dumps([list(map(int, ids)) for ids in example]).encode())
     return digest.hexdigest()

@@ -6,7 +6,6 @@ Results go to stdout and messages to stderr. Exit codes: 0 done, 1 the run faile
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, plan, train, version
+from prefopt.cli import chat, data, demo, doctor, evaluate, kernels, losses, plan, reference, train, version
 from prefopt.cli.console import messages
 from prefopt.errors import PrefoptError
 
@@ -33,6 +32,7 @@ datasets = typer.Typer(
     no_args_is_help=True, help="Look at preference data before training on it, convert it, split it."
 )
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
+reference_verbs = typer.Typer(no_args_is_help=True, help="Log-probs of references, computed once and kept.")
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
 app.command("demo")(demo.demo)
@@ -50,6 +50,10 @@ loss_verbs.command("plot")(losses.plot)
 app.add_typer(kernel_verbs, name="kernels")
 kernel_verbs.command("check")(kernels.check)
 kernel_verbs.command("roofline")(kernels.roofline)
+app.add_typer(reference_verbs, name="reference")
+reference_verbs.command("build")(reference.build)
+reference_verbs.command("status")(reference.status)
+reference_verbs.command("clear")(reference.clear)
 app.command("doctor")(doctor.doctor)
 app.command("version")(version.version)
 
@@ -71,8 +75,6 @@ def main() -> None:
     """Run the command line and exit: the console script."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
-    # A line about a faster kernel that prefopt does not use, printed by every import on some CPUs.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         app(arguments, prog_name="prefopt")
     except PrefoptError as error:

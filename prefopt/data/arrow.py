@@ -23,7 +23,7 @@ def write_columns(writer: ColumnWriter, folder: Path) -> Columns:
     assert isinstance(writer.meta, Texts)
     writer.tokens.flush()
     tokens = np.memmap(writer.tokens, dtype=np.int32, mode="r")
-    _write(folder / "tokens.arrow", {"token": pa.array(tokens)})
+    _write(folder / "tokens.arrow", {"token": _held(tokens)})
     _write(folder / "sequences.arrow", {"length": _numbers(writer.lengths), "cut": _numbers(writer.cut)})
     _write(folder / "completions.arrow", {"score": _numbers(writer.scores)})
     _write(
@@ -49,12 +49,12 @@ def read_columns(folder: Path) -> Columns:
     (score,) = _read(folder / "completions.arrow")
     count, label, source, meta = _read(folder / "examples.arrow")
     return Columns(
-        tokens=token.to_numpy(zero_copy_only=True),
-        lengths=length.to_numpy().astype(np.int64),
-        cut=cut.to_numpy(zero_copy_only=True).view(np.bool_),
-        counts=count.to_numpy().astype(np.int64),
-        scores=score.to_numpy(zero_copy_only=True),
-        labels=label.to_numpy(zero_copy_only=True).view(np.bool_),
+        tokens=_array(token),
+        lengths=_array(length).astype(np.int64),
+        cut=_array(cut).view(np.bool_),
+        counts=_array(count).astype(np.int64),
+        scores=_array(score),
+        labels=_array(label).view(np.bool_),
         sources=_Strings(source),
         meta=_Mappings(meta),
     )
@@ -95,9 +95,26 @@ class _Mappings(Sequence[Mapping[str, Any] | None]):
         return dict(json.loads(text)) if text else None
 
 
+# By their buffers, since pyarrow imports pandas to look at an array: half a second, and nobody else needs it.
+_TYPES: dict[Any, Any] = {"u1": pa.uint8(), "i4": pa.int32(), "f8": pa.float64()}
+
+
 def _numbers(values: array[Any]) -> Any:
     held: NDArray[Any] = np.frombuffer(values, dtype=values.typecode)
-    return pa.array(held.view(np.uint8) if values.typecode == "b" else held)
+    return _held(held.view(np.uint8) if values.typecode == "b" else held)
+
+
+def _held(values: NDArray[Any]) -> Any:
+    kind = _TYPES[f"{values.dtype.kind}{values.dtype.itemsize}"]
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _array(column: Any) -> NDArray[Any]:
+    """Return a column of numbers, all of them known, where it lies."""
+    assert column.null_count == 0
+    kind = next(name for name, own in _TYPES.items() if own == column.type)
+    held: NDArray[Any] = np.frombuffer(column.buffers()[1], dtype=kind)
+    return held[column.offset : column.offset + len(column)]
 
 
 def _texts(texts: Texts) -> Any:

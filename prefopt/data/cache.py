@@ -42,7 +42,7 @@ UNUSED_DAYS = 30
 """Entries that no load has used for so long are removed when another one is written."""
 RECORD = "record.json"
 # Options that don't change what is read.
-_IDLE = frozenset({"max_rejected", "cache"})
+_IDLE = frozenset({"max_rejected", "cache", "workers"})
 
 
 def default_folder() -> Path:

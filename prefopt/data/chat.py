@@ -59,6 +59,7 @@ class ChatTemplate:
         openers: special tokens that the template writes in a prompt and that always stand by themselves, so that
             what comes before one is tokenized independently of what begins with it.
         marks: all such tokens that the template writes.
+        gave_up: what layouts write was found to differ from what the template writes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, thinking: Thinking = "keep") -> None:
@@ -89,6 +90,7 @@ class ChatTemplate:
         self.end, self.end_id = self._end(self._tail or "")
         self._layouts: dict[tuple[str, ...], Layout | None] = {}
         self._follows = self._tail is not None
+        self.gave_up = False
 
     def render(self, dialogues: Sequence[Dialogue]) -> list[Rendered | RowError]:
         """Write each dialogue; an error stands in the place of one that the template refuses.
@@ -100,12 +102,16 @@ class ChatTemplate:
         checked = [index for index, found in enumerate(rendered) if found is not None][:PROBED]
         exact = self._by_template([dialogues[index] for index in checked])
         if any(rendered[index] != found for index, found in zip(checked, exact, strict=True)):
-            self._follows = False
+            self.give_up()
             return self._by_template(dialogues)
         rest = [index for index, found in enumerate(rendered) if found is None]
         for index, own in zip(rest, self._by_template([dialogues[index] for index in rest]), strict=True):
             rendered[index] = own
         return [found for found in rendered if found is not None]
+
+    def give_up(self) -> None:
+        """Let the template write everything from now on."""
+        self._follows, self.gave_up = False, True
 
     def _by_layout(self, dialogue: Dialogue) -> Rendered | None:
         if not self._follows or dialogue.tools or any(len(m) != 2 for m in (*dialogue.prompt, *dialogue.completions)):

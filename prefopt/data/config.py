@@ -94,6 +94,12 @@ class DataOptions(Section):
     cache: bool = Field(
         default=True, description="Keep tokenized files and datasets on disk, for the next run with the same options."
     )
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Processes that tokenize, and prepare training data ahead of the steps. Unset, large files are "
+        "tokenized by one a core, and everything else is done in the run's own process.",
+    )
     max_rejected: float = Field(
         default=0.01, ge=0.0, le=1.0, description="Share of rows that may be rejected before the load fails."
     )
@@ -122,7 +128,6 @@ class DataConfig(DataOptions):
     group_prompts: bool = Field(
         default=True, description="Let examples that share a prompt stand in one step, where its tokens count once."
     )
-    workers: int = Field(default=0, ge=0, description="Processes that prepare training data ahead of the steps.")
 
     @field_validator("train", mode="before")
     @classmethod

@@ -69,6 +69,20 @@ def only(pack: Pack, completions: Tensor) -> Pack:
     )
 
 
+def contents(pack: Pack) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return (prompt, completion) of each of the pack's S completions, as token ids."""
+    rows, lengths = pack.tokens.tolist(), pack.length.tolist()
+    if pack.layout is None:
+        assert pack.mask is not None
+        ends = pack.mask.sum(1).tolist()
+        prompts = [row[: end - length] for row, end, length in zip(rows, ends, lengths, strict=True)]
+    else:
+        groups = pack.layout.groups
+        prompts = [rows[0][g.start : g.start + g.prompt] for g in groups for _ in g.completions]
+    completions = torch.split(pack.target, lengths)
+    return [(tuple(p), tuple(c.tolist())) for p, c in zip(prompts, completions, strict=True)]
+
+
 def _layout_of(layout: Layout, completions: set[int]) -> tuple[Layout, list[int]]:
     """Return the layout with these completions alone, and which tokens of the row stay."""
     groups: list[GroupLayout] = []

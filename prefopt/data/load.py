@@ -16,14 +16,14 @@ from prefopt.data.arrow import write_columns
 from prefopt.data.columns import ColumnWriter, Example, Form
 from prefopt.data.config import DataOptions
 from prefopt.data.dataset import PreferenceData
+from prefopt.data.encode import RowEncoder, make_example
 from prefopt.data.formats import SAMPLE, SCORABLE, Format, recognise
 from prefopt.data.loading import Loading
-from prefopt.data.packed import unpack
 from prefopt.data.rejected import FILE_NAME, RejectedRows
-from prefopt.data.rows import Dialogue, Document, RowError, check_list, normalise, scalars
+from prefopt.data.rows import Dialogue, Document, RowError, normalise
 from prefopt.data.sources import Identity, Source
 from prefopt.data.summary import DataSummary, Lengths
-from prefopt.data.tokenize import Encoded, Encoder
+from prefopt.data.tokenize import Encoder
 from prefopt.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load_into(
     rejected: RejectedRows, source: Source, tokenizer: PreTrainedTokenizerBase, options: DataOptions
 ) -> PreferenceData:
     """Load as `load_preferences` does, with the books of rejected rows kept by the caller."""
-    encoder = Encoder(tokenizer, truncation=options.truncation, thinking=options.thinking)
+    encoder = RowEncoder(tokenizer, options)
     loading = Loading(source, options, rejected)
     sources = loading.identities() if options.cache and tokenizer.is_fast else None
     if sources is None or sum(identity.size for _, identity in sources) < cache.SMALL:
@@ -68,7 +68,7 @@ def load_into(
         return _restore(loading, entry) or _read_and_keep(loading, encoder, entry, dict(sources))
 
 
-def _read(loading: Loading, encoder: Encoder) -> PreferenceData:
+def _read(loading: Loading, encoder: RowEncoder) -> PreferenceData:
     writer = ColumnWriter()
     read_into(writer, loading, encoder)
     loading.check_rejected()
@@ -92,7 +92,7 @@ def _restore(loading: Loading, entry: cache.Entry) -> PreferenceData | None:
 
 
 def _read_and_keep(
-    loading: Loading, encoder: Encoder, entry: cache.Entry, sources: Mapping[str, Identity]
+    loading: Loading, encoder: RowEncoder, entry: cache.Entry, sources: Mapping[str, Identity]
 ) -> PreferenceData:
     with entry.filling() as draft:
         if draft is None:
@@ -108,8 +108,8 @@ def _read_and_keep(
             writer.close()
         data = PreferenceData.of_columns(loading.form(), columns)
         data.summary = summarise(data, loading)
-        if dict(loading.identities() or ()) != sources:
-            return data  # a source was written to while it was read
+        if loading.changed(sources):  # a source was written to while it was read
+            return data
         record = {
             "form": data.form,
             "fingerprint": data.fingerprint,
@@ -123,31 +123,21 @@ def _read_and_keep(
         return data
 
 
-def read_into(writer: ColumnWriter, loading: Loading, encoder: Encoder) -> None:
+def read_into(writer: ColumnWriter, loading: Loading, encoder: RowEncoder) -> None:
     """Tokenize all rows; those that can't be used go to the rejected ones."""
-    for batch in loading.batches():
-        encoded = encoder.encode([row for _, _, row in batch], max_length=loading.options.max_length)
-        for (raw, format_, row), ids in zip(batch, encoded, strict=True):
-            try:
-                if isinstance(ids, RowError):
-                    raise ids
-                check_tokens(ids, row, format_)
-            except RowError as error:
-                loading.reject(raw, error)
-                continue
-            loading.use(raw)
-            loading.fallbacks += ids.fallback
-            loading.altered += ids.altered
-            writer.add(
-                ids.prompt,
-                ids.completions,
-                label=row.label,
-                scores=row.scores,
-                source=raw.where,
-                meta=scalars(raw.row or {}, format_),
-                prompt_cut=ids.prompt_cut,
-                cut=ids.cut,
-            )
+    for raw, outcome in loading.outcomes(encoder):
+        ids = outcome.ids
+        assert ids is not None
+        writer.add(
+            ids.prompt,
+            ids.completions,
+            label=outcome.label,
+            scores=outcome.scores,
+            source=raw.where,
+            meta=outcome.meta,
+            prompt_cut=ids.prompt_cut,
+            cut=ids.cut,
+        )
 
 
 def summarise(data: PreferenceData, loading: Loading) -> DataSummary:
@@ -202,7 +192,7 @@ def tokenize_rows(
     for index, encoded in enumerate(encoder.encode(read, max_length=max_length)):
         if isinstance(encoded, RowError):
             raise DataError(f"Row {index} can't be scored: {encoded}.")
-        examples.append(make_example(encoded, read[index], f"rows:{index + 1}", {}))
+        examples.append(make_example(encoded, read[index].label, read[index].scores, f"rows:{index + 1}"))
     return examples
 
 
@@ -224,28 +214,6 @@ def parse_options(options: Mapping[str, Any]) -> DataOptions:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"The data option {where} = {first['input']!r} is wrong: {first['msg']}.") from error
-
-
-def check_tokens(ids: Encoded, row: Document | Dialogue, format_: Format) -> None:
-    """Refuse what differed as text and is the same in tokens."""
-    if format_.form == "paired" and ids.completions[0] == ids.completions[1]:
-        raise RowError("chosen = rejected", "token by token")
-    if format_.form == "listwise":
-        check_list(ids.completions, row.scores)
-
-
-def make_example(ids: Encoded, row: Document | Dialogue, source: str, meta: Mapping[str, Any]) -> Example:
-    """Return a tokenized row as an example."""
-    return Example(
-        unpack(ids.prompt),
-        tuple(map(unpack, ids.completions)),
-        row.label,
-        source,
-        meta,
-        row.scores,
-        prompt_cut=ids.prompt_cut,
-        cut=ids.cut,
-    )
 
 
 def measure(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from typing import Any
 
 from prefopt.data.columns import Form
 from prefopt.data.config import DataOptions
+from prefopt.data.encode import Outcome, RowEncoder, Task, encoded, read_task
 from prefopt.data.fit import TooLongError
 from prefopt.data.formats import SAMPLE, Format, FormName, recognise
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.row_error import LeftOut, RowError
-from prefopt.data.rows import Dialogue, Document, join, normalise_joined, rewritten
-from prefopt.data.rules import Rules
+from prefopt.data.rows import Dialogue, Document, join, rewritten
+from prefopt.data.rules import Rules, compare
 from prefopt.data.sources import Identity, NamedRows, Source, open_sources
 from prefopt.data.summary import Recognised
 from prefopt.errors import DataError
@@ -49,16 +50,47 @@ class Loading:
 
     def rows(self) -> Iterator[UsableRow]:
         """Yield rows that are pairs, labelled completions, scored lists or demonstrations; the others are listed."""
-        if self.options.contradictions == "drop":
-            self._rules.drop_both(self._contradicted())
-        for named in self._sources:
-            with closing(named.read(None)) as rows:
-                yield from self._of_source(named.name, rows)
+        for raw, task in self._tasks():
+            try:
+                read = read_task(task, as_chat=self.options.as_chat)
+            except RowError as error:
+                self._reject_unread(raw, error)
+                continue
+            try:
+                self._rules.check(compare(read, task.format.form))
+            except RowError as error:
+                self.reject(raw, error)
+            else:
+                yield raw, task.format, read
+
+    def outcomes(self, encoder: RowEncoder) -> Iterator[tuple[RawRow, Outcome]]:
+        """Yield rows that are used, tokenized; the others are listed."""
+        workers = 0 if any(named.in_memory for named in self._sources) else self.options.workers
+        with closing(encoded(encoder, self._batches(), workers, after_death="load again")) as rows:
+            for raw, outcome in rows:
+                if outcome.comparison is None:
+                    self._reject_unread(raw, outcome.error())
+                    continue
+                try:
+                    self._rules.check(outcome.comparison)
+                    if outcome.ids is None:
+                        raise outcome.error()
+                except RowError as error:
+                    self.reject(raw, error)
+                else:
+                    self.use(raw)
+                    self.fallbacks += outcome.ids.fallback
+                    self.altered += outcome.ids.altered
+                    yield raw, outcome
 
     def identities(self) -> list[tuple[str, Identity]] | None:
         """Return the name of each source and what tells its content from any other; None if that is unknown of one."""
         found = [(named.name, named.identify()) for named in self._sources if named.identify is not None]
         return found if len(found) == len(self._sources) else None
+
+    def changed(self, since: Mapping[str, Identity]) -> bool:
+        """Whether a source was written to since it was identified, by what its file system says."""
+        return any(named.state is not None and named.state() != since[named.name].state for named in self._sources)
 
     def state(self) -> dict[str, Any]:
         """Return what `check_rejected` goes by; JSON-able."""
@@ -69,15 +101,14 @@ class Loading:
         self.read, self.used = state["read"], state["used"]
         self._needed = [state["needed"]] if state["needed"] else []
 
-    def batches(self) -> Iterator[list[UsableRow]]:
-        rows = self.rows()
-        while batch := list(islice(rows, BATCH)):
-            yield batch
-
     def reject(self, raw: RawRow, error: RowError) -> None:
         self.rejected.add(raw, error)
         if isinstance(error, TooLongError):
             self._needed.append(error.needed)
+
+    def _reject_unread(self, raw: RawRow, error: RowError) -> None:
+        self._rules.ties += isinstance(error, LeftOut)  # a preference for neither
+        self.reject(raw, error)
 
     def use(self, raw: RawRow) -> None:
         """Count a row that became an example, and those that are joined with it."""
@@ -131,7 +162,20 @@ class Loading:
             f"{self.options.max_rejected:.1%}: {reasons}.{listed} To go on, {' or '.join(help_)}."
         )
 
-    def _of_source(self, name: str, rows: Iterator[RawRow]) -> Iterator[UsableRow]:
+    def _batches(self) -> Iterator[list[tuple[RawRow, Task]]]:
+        with closing(self._tasks()) as tasks:
+            while batch := list(islice(tasks, BATCH)):
+                yield batch
+
+    def _tasks(self) -> Generator[tuple[RawRow, Task], None, None]:
+        """Yield every row, or rows that are joined, in order."""
+        if self.options.contradictions == "drop":
+            self._rules.drop_both(self._contradicted())
+        for named in self._sources:
+            with closing(named.read(None)) as rows:
+                yield from self._of_source(named.name, rows)
+
+    def _of_source(self, name: str, rows: Iterator[RawRow]) -> Iterator[tuple[RawRow, Task]]:
         head: list[RawRow] = []
         sample: list[Mapping[str, Any]] = []
         for raw in rows:
@@ -144,40 +188,17 @@ class Loading:
             raise DataError(f"{name} has no row that can be read.")
         format_ = recognise(sample, self.options, source=name)
         self._agree(name, format_)
-        for raw, own in self._joined(self._rewritten(chain(head, rows), format_), format_):
-            try:
-                read = normalise_joined(own, raw.row or {}, format_, as_chat=self.options.as_chat)
-                self._rules.check(read, format_.form)
-            except RowError as error:
-                self.reject(raw, error)
-            else:
-                yield raw, format_, read
+        every = self._counted(chain(head, rows))
+        if format_.joins_neighbours:
+            yield from _joined(every, format_)
+        else:
+            for raw in every:
+                yield raw, Task(raw.row, raw.problem, format_)
 
-    def _rewritten(self, rows: Iterable[RawRow], format_: Format) -> Iterator[tuple[RawRow, Mapping[str, Any]]]:
-        """Count rows and put them into the columns that their format reads."""
+    def _counted(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
         for raw in rows:
             self.read += 1
-            if raw.row is None:
-                self.reject(raw, RowError(*raw.problem.partition(": ")[::2]))
-                continue
-            try:
-                yield raw, rewritten(raw.row, format_)
-            except LeftOut as tie:
-                self._rules.ties += 1
-                self.reject(raw, tie)
-            except RowError as error:
-                self.reject(raw, error)
-
-    def _joined(
-        self, rows: Iterator[tuple[RawRow, Mapping[str, Any]]], format_: Format
-    ) -> Iterator[tuple[RawRow, Mapping[str, Any]]]:
-        """Make one row of neighbours with the same prompt, where the format says that they are one list."""
-        if not format_.joins_neighbours:
-            yield from rows
-            return
-        for _, group in groupby(rows, key=lambda row: row[1]["prompt"]):
-            raws, own = zip(*group, strict=True)
-            yield replace(raws[0], joined=raws[1:], after=raws[-1].after), join(own)
+            yield raw
 
     def _contradicted(self) -> frozenset[int]:
         """Read everything once to find the comparisons that stand both ways round."""
@@ -194,3 +215,29 @@ class Loading:
                 "sources of one form."
             )
         self._form = format_.form
+
+
+def _joined(rows: Iterable[RawRow], format_: Format) -> Iterator[tuple[RawRow, Task]]:
+    """Make one row of neighbours with the same prompt."""
+    raws: list[RawRow] = []
+    parts: list[Mapping[str, Any]] = []
+
+    def whole() -> tuple[RawRow, Task]:
+        raw = replace(raws[0], joined=tuple(raws[1:]), after=raws[-1].after)
+        return raw, Task(raw.row, "", format_, join(parts))
+
+    for raw in rows:
+        try:
+            own = None if raw.row is None else rewritten(raw.row, format_)
+        except RowError:
+            own = None
+        if own is None:
+            yield raw, Task(raw.row, raw.problem, format_)  # which says why, as it did here
+            continue
+        if parts and own["prompt"] != parts[0]["prompt"]:
+            yield whole()
+            raws, parts = [], []
+        raws.append(raw)
+        parts.append(own)
+    if parts:
+        yield whole()

@@ -140,9 +140,8 @@ def _list_of_two(
     if not found:
         raise RowError("field missing", f"{' or '.join(map(repr, format_.score_columns))} (data.ties is as_lists)")
     completions, scores = _best_first(read.completions, found)
-    if isinstance(read, Document):
-        return replace(read, completions=tuple(completions)), scores
-    return replace(read, completions=tuple(completions)), scores
+    reordered: Any = tuple(completions)  # of strings in a document, of messages in a dialogue
+    return replace(read, completions=reordered), scores
 
 
 def _pair_scores(row: Mapping[str, Any], columns: Sequence[str], *, strict: bool) -> tuple[float, ...]:
@@ -311,6 +310,10 @@ def _messages(value: Any, what: str, *, role: str) -> list[Message]:
 
 
 def _message(value: Any, what: str) -> Message:
+    if type(value) is dict and len(value) == 2:  # as most are: only role and content, and sound
+        role, content = value.get("role"), value.get("content")
+        if type(role) is str and role in ROLES and type(content) is str and content.isascii():
+            return value
     if not isinstance(value, Mapping):
         raise RowError("wrong type", f"a message of {what} is {_kind(value)}, not role and content")
     if value.get("content") is None and value.get("tool_calls"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import NamedTuple
 
 from prefopt.data.config import DataOptions
 from prefopt.data.formats import FormName
@@ -14,6 +15,17 @@ from prefopt.data.rows import Dialogue, Document, Message
 WHITE_SPACE = b" \t\n\r\v\f"
 ONE_WAY, OTHER_WAY = 1, 2
 BOTH_WAYS = ONE_WAY | OTHER_WAY
+
+
+class Comparison(NamedTuple):
+    """What a row says is better than what."""
+
+    key: int
+    """A digest of what is compared, 8 bytes."""
+    way: int
+    """Which of two ways round."""
+    tie: float | None
+    """The score of both completions of a pair, where it is the same."""
 
 
 class Rules:
@@ -34,15 +46,15 @@ class Rules:
         self._seen: dict[int, int] = {}  # what is compared -> the ways in which it was met
         self._dropped: frozenset[int] = frozenset()
 
-    def check(self, row: Document | Dialogue, form: FormName) -> None:
+    def check(self, comparison: Comparison) -> None:
         """Count a row.
 
         Raises:
             LeftOut: a rule leaves it out.
         """
-        self.ties += is_tie(row, form)
-        check_tie(row, form, self._options)
-        key, way = _comparison(row, form)
+        key, way, tie = comparison
+        self.ties += tie is not None
+        check_tie(comparison, self._options)
         met = self._seen.get(key, 0)
         self._seen[key] = met | way
         if met & (BOTH_WAYS ^ way):
@@ -64,19 +76,14 @@ class Rules:
         self._dropped = comparisons
 
 
-def is_tie(row: Document | Dialogue, form: FormName) -> bool:
-    """Whether a row is a pair whose completions have the same score."""
-    return form == "paired" and bool(row.scores) and row.scores[0] == row.scores[1]
-
-
-def check_tie(row: Document | Dialogue, form: FormName, options: DataOptions) -> None:
+def check_tie(comparison: Comparison, options: DataOptions) -> None:
     """Raise LeftOut for a tie that the options leave out."""
-    if options.ties == "drop" and is_tie(row, form):
-        raise LeftOut("data.ties", "tie", f"both completions have the score {row.scores[0]:g}")
+    if comparison.tie is not None and options.ties == "drop":
+        raise LeftOut("data.ties", "tie", f"both completions have the score {comparison.tie:g}")
 
 
-def _comparison(row: Document | Dialogue, form: FormName) -> tuple[int, int]:
-    """Return a digest of what a row compares, and which of two ways round it does."""
+def compare(row: Document | Dialogue, form: FormName) -> Comparison:
+    """Return what a row compares, and which of two ways round it does."""
     prompt = [row.prompt] if isinstance(row, Document) else [*map(_turn, row.prompt), *map(str, row.tools)]
     answers = [own if isinstance(own, str) else _turn(own) for own in row.completions]
     same = [*map(_same, answers)]
@@ -84,9 +91,10 @@ def _comparison(row: Document | Dialogue, form: FormName) -> tuple[int, int]:
         same = [answer.encode("utf-8", "replace") for answer in answers]
     known = [_same(text) for text in prompt]
     if form == "paired":
-        return _digest([*known, *sorted(same)]), ONE_WAY if same[0] <= same[1] else OTHER_WAY
+        tie = row.scores[0] if row.scores and row.scores[0] == row.scores[1] else None
+        return Comparison(_digest([*known, *sorted(same)]), ONE_WAY if same[0] <= same[1] else OTHER_WAY, tie)
     scores = [str(score).encode() for score in row.scores] if form == "listwise" else []
-    return _digest([*known, *same, *scores]), OTHER_WAY if row.label is False else ONE_WAY
+    return Comparison(_digest([*known, *same, *scores]), OTHER_WAY if row.label is False else ONE_WAY, None)
 
 
 def _turn(message: Message) -> str:

@@ -36,7 +36,7 @@ class Identity:
     size: int
     """In bytes."""
     state: tuple[int, ...] = ()
-    """Changes when the source is written to: so that a change while it is read is seen."""
+    """As the source's own when it was identified, so that a change while it is read is seen."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,11 @@ class NamedRows:
     name: str
     read: Callable[[Place | None], Generator[RawRow, None, None]]
     identify: Callable[[], Identity] | None = None
-    """What tells the content from any other; None for rows in memory."""
+    """What tells the content from any other; None where nothing does."""
+    state: Callable[[], tuple[int, ...]] | None = None
+    """Changes when the source is written to; None where it can't be, or `identify` is None."""
+    in_memory: bool = False
+    """Rows that are objects of the caller."""
 
 
 def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
@@ -62,7 +66,7 @@ def open_sources(source: Source, options: DataOptions) -> Iterator[NamedRows]:
         raise DataError("No data was named: the list of sources is empty.")
     if all(isinstance(item, (str, Path)) for item in items):
         return iter([named for item in items if isinstance(item, (str, Path)) for named in _resolve(item, options)])
-    return iter([NamedRows("rows", partial(read_rows, items, "rows"))])
+    return iter([NamedRows("rows", partial(read_rows, items, "rows"), in_memory=True)])
 
 
 def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
@@ -84,16 +88,24 @@ def _resolve(name: str | Path, options: DataOptions) -> list[NamedRows]:
 
 
 def _file(path: Path) -> NamedRows:
-    return NamedRows(str(path), partial(read_file, path), partial(_file_identity, path))
+    return NamedRows(str(path), partial(read_file, path), partial(_file_identity, path), partial(_file_state, path))
 
 
 def _file_identity(path: Path) -> Identity:
+    state = _file_state(path)  # before its bytes: what is written while they are read is a change
     try:
         with path.open("rb") as file:
-            digest, status = hashlib.file_digest(file, "sha256").hexdigest(), path.stat()
+            return Identity(hashlib.file_digest(file, "sha256").hexdigest(), state[0], state)
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
-    return Identity(digest, status.st_size, (status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+def _file_state(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}.") from error
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def is_url(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefopt.data.chat import ChatTemplate, Rendered
 from prefopt.data.fit import Truncation, fit
@@ -39,6 +39,15 @@ class Encoded:
     """Of each completion, whether its end is missing, its end-of-turn with it; () where none is cut."""
 
 
+class Shortcuts(NamedTuple):
+    """What is relied on until a probe finds it wrong."""
+
+    layouts: bool = True
+    """That what a chat template writes is known from the roles."""
+    cuts: bool = True
+    """That texts can be cut at openings and words."""
+
+
 class Encoder:
     """Tokenizes rows so that the prompt's tokens are those that the model sees when asked.
 
@@ -60,8 +69,22 @@ class Encoder:
         self._eos = None if tokenizer.eos_token_id is None else pack([tokenizer.eos_token_id])
         self._bos = None if tokenizer.bos_token_id is None else pack([tokenizer.bos_token_id])
         self._before = _prefix(tokenizer)
-        self._cuts_openings = True
+        self._shortcuts = Shortcuts()
         self._words = Words(tokenizer)
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What is relied on so far."""
+        layouts = self._shortcuts.layouts and not (self._chat is not None and self._chat.gave_up)
+        return Shortcuts(layouts, self._shortcuts.cuts)
+
+    def rely_on(self, shortcuts: Shortcuts) -> None:
+        """Rely on no more than `shortcuts`."""
+        self._shortcuts = Shortcuts(*(mine and other for mine, other in zip(self.shortcuts, shortcuts, strict=True)))
+        if not self._shortcuts.cuts:
+            self._words.cuts = False
+        if not self._shortcuts.layouts and self._chat is not None:
+            self._chat.give_up()
 
     def encode(self, rows: Sequence[Document | Dialogue], *, max_length: int | None = None) -> list[Encoded | RowError]:
         """Tokenize rows in one batched call; an error stands in the place of a row that can't be used.
@@ -78,7 +101,7 @@ class Encoder:
         distinct = list(dict.fromkeys(piece for joint in joints for piece in joint.pieces()))
         ids = dict(zip(distinct, self._words.packed(distinct), strict=True))
         if not self._same_as_whole(joints, ids):
-            self._cuts_openings = self._words.cuts = False
+            self.rely_on(Shortcuts(cuts=False))
             return self.encode(rows, max_length=max_length)
         encoded: list[Encoded | RowError] = []
         for text in texts:
@@ -94,6 +117,7 @@ class Encoder:
         if dialogues and self._chat is None:
             self._chat = ChatTemplate(self._tokenizer, thinking=self._thinking)
             self._words.cut_before(self._chat.marks)
+            self.rely_on(self._shortcuts)
         rendered = iter(self._chat.render(dialogues) if self._chat and dialogues else [])
         texts: list[_Joint | RowError] = []
         for row in own:
@@ -114,12 +138,12 @@ class Encoder:
     def _turn(self, text: Rendered | RowError) -> _Joint | RowError:
         if isinstance(text, RowError) or self._chat is None:
             return text if isinstance(text, RowError) else RowError("refused by the chat template")
-        opening = self._chat.opening(text.prompt) if self._cuts_openings else text.prompt
+        opening = self._chat.opening(text.prompt) if self._shortcuts.cuts else text.prompt
         return _Joint(text.prompt, opening, text.answers, self._chat.end_id, document=False, altered=text.altered)
 
     def _same_as_whole(self, joints: Sequence[_Joint], ids: dict[str, bytes]) -> bool:
         """Compare some rows with the tokens of the whole text: all that cutting at openings and words relies on."""
-        if not (self._cuts_openings or self._words.cuts):
+        if not self._shortcuts.cuts:
             return True
         for joint in joints[:PROBED]:
             kept = ids[joint.prompt][: len(ids[joint.prompt]) - len(ids[joint.opening])]

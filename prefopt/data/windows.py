@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
@@ -18,16 +17,18 @@ import numpy as np
 from prefopt.data.columns import Example, Form
 from prefopt.data.config import DataOptions
 from prefopt.data.dataset import PreferenceData
-from prefopt.data.encode import Outcome, RowEncoder
+from prefopt.data.encode import Outcome, RowEncoder, Task, encoded, refused
 from prefopt.data.formats import SAMPLE, Format, recognise
 from prefopt.data.lanes import Lane, LanePlace, Places, StreamRow, from_json, interleaved, to_json
 from prefopt.data.load import parse_options
 from prefopt.data.loading import Loading
 from prefopt.data.mixing import Weighted
+from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
+from prefopt.data.row_error import LeftOut
+from prefopt.data.rules import check_tie
 from prefopt.data.sources import NamedRows, open_sources
 from prefopt.data.summary import DataSummary
-from prefopt.data.workers import in_order
 from prefopt.errors import DataError
 from prefopt.records import Scores
 
@@ -70,7 +71,6 @@ class PreferenceStream:
         *,
         weights: Sequence[Weighted] = (),
         window: int = 8192,
-        workers: int = 0,
         rejected_to: Path | None = None,
         **options: Any,
     ) -> None:
@@ -81,9 +81,8 @@ class PreferenceStream:
             tokenizer: the policy's.
             weights: sources that are interleaved by weight, in place of `source`, which are read one after the other.
             window: examples that are held, and shuffled together.
-            workers: processes that tokenize; 0 tokenizes here. The stream is the same for any number.
             rejected_to: file (or directory) that rejected rows are written to, one JSON object a line.
-            options: the fields of `DataOptions`.
+            options: the fields of `DataOptions`. The stream is the same for any number of `workers`; unset, it is 0.
 
         Raises:
             DataError: nothing to read, an unknown format, or sources of different forms.
@@ -93,9 +92,8 @@ class PreferenceStream:
         self.options: DataOptions = parse_options(options)
         _check_rules(self.options)
         self.window = window
-        self.workers = workers
         self.weights = tuple(weights)
-        self._encode = RowEncoder(tokenizer, self.options)
+        self._encode = RowEncoder(tokenizer, self.options, meta=False)
         self._rejected_to = rejected_to
         self._asked: _Asked | None = None
         self._cuts = [0, 0]  # prompts and completions
@@ -178,10 +176,10 @@ class PreferenceStream:
             for row, outcome in outcomes:
                 here = row.after
                 self._enter(row, outcome)
-                made = 0 if outcome.example is None else _made_of(outcome.example, self.form, self._asked)
-                if made and outcome.example is not None:
+                made = 0 if outcome.ids is None else _made_of(outcome, self.form, self._asked)
+                if made:
                     count += made
-                    yield outcome.example
+                    yield outcome.example(row.raw.where)
                 round_ = all(now.came_round(then) for now, then in zip(here, start, strict=True))
                 if round_ and not count:
                     self._books.check_rejected()
@@ -208,31 +206,41 @@ class PreferenceStream:
         books = self._books
         if row.new:
             books.read += 1
-            if outcome.example is None:
+            if (ids := outcome.ids) is None:
                 books.reject(row.raw, outcome.error())
             else:
                 books.used += 1
-                books.fallbacks += outcome.fallback
-                books.altered += outcome.altered
-                self._cuts[0] += outcome.example.prompt_cut
-                self._cuts[1] += sum(outcome.example.cut)
-        judged = outcome.example is None and books.read >= JUDGED_FROM
+                books.fallbacks += ids.fallback
+                books.altered += ids.altered
+                self._cuts[0] += ids.prompt_cut
+                self._cuts[1] += sum(ids.cut)
+        judged = outcome.ids is None and books.read >= JUDGED_FROM
         ended = row.new and all(place.passes for place in row.after)
         if ended or (row.new and judged):
             books.check_rejected()
 
     def _outcomes(self, start: Places) -> Generator[tuple[StreamRow, Outcome], None, None]:
         """Yield rows from `start` on with what became of them."""
-        taken: deque[list[StreamRow]] = deque()
 
-        def batches() -> Iterator[list[tuple[Any, Format]]]:
+        def batches() -> Iterator[list[tuple[StreamRow, Task]]]:
             with closing(interleaved(self._lanes, start)) as rows:
                 while batch := list(islice(rows, BATCH)):
-                    taken.append(batch)
-                    yield [(row.raw, row.format) for row in batch]
+                    yield [(row, _task(row.raw, row.format)) for row in batch]
 
-        for outcomes in in_order(self._encode, batches(), self.workers):
-            yield from zip(taken.popleft(), outcomes, strict=True)
+        workers = self.options.workers or 0
+        after = "go on from the last checkpoint by --resume"
+        with closing(encoded(self._encode, batches(), workers, after_death=after)) as rows:
+            for row, outcome in rows:
+                yield row, self._ruled(outcome)
+
+    def _ruled(self, outcome: Outcome) -> Outcome:
+        """Return what the rules make of a row."""
+        try:
+            if outcome.comparison is not None:
+                check_tie(outcome.comparison, self.options)
+        except LeftOut as tie:
+            return refused(tie)
+        return outcome
 
     def _kept(self) -> State:
         books = self._books
@@ -261,13 +269,17 @@ class PreferenceStream:
                 "which a stream doesn't look at together: make lists of them with `prefopt data convert` first."
             )
         self._books._agree(source.name, format_)
-        head += [o.example for o in self._encode([(raw, format_) for raw in found]) if o.example is not None]
+        outcomes = self._encode([_task(raw, format_) for raw in found]).outcomes
+        ruled = zip(found, map(self._ruled, outcomes), strict=True)
+        head += [outcome.example(raw.where) for raw, outcome in ruled if outcome.ids is not None]
         return format_
 
     def _identify(self) -> str:
         names = [[(source.name, _size(source.name)) for source in lane.sources] for lane in self._lanes]
         weights = [lane.weight for lane in self._lanes]
-        said = json.dumps([names, weights, self.window, self.options.model_dump(mode="json")], sort_keys=True)
+        said = json.dumps(
+            [names, weights, self.window, self.options.model_dump(mode="json", exclude={"workers"})], sort_keys=True
+        )
         return hashlib.sha256(f"prefopt-stream-1:{said}:{self._head.fingerprint}".encode()).hexdigest()
 
 
@@ -296,12 +308,16 @@ def _check_rules(options: DataOptions) -> None:
             )
 
 
-def _made_of(example: Example, form: Form, asked: _Asked | None) -> int:
-    """Return how many examples `PreferenceData.for_loss` makes of one."""
+def _task(raw: RawRow, format_: Format) -> Task:
+    return Task(raw.row, raw.problem, format_)
+
+
+def _made_of(row: Outcome, form: Form, asked: _Asked | None) -> int:
+    """Return how many examples `PreferenceData.for_loss` makes of a row."""
     wanted = asked.form if asked else form
     if wanted == "demonstration":
-        return int(example.label is not False)
+        return int(row.label is not False)
     made = 1
     if form == "listwise" and (wanted != "listwise" or (asked and asked.preference)):
-        made = int(np.float32(example.scores[0]) > np.float32(example.scores[-1]))
+        made = int(np.float32(row.scores[0]) > np.float32(row.scores[-1]))
     return 2 * made if wanted == "unpaired" and form != "unpaired" else made

@@ -8,11 +8,13 @@ description, and only for parts that are known; of any other tokenizer texts are
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any
 
 from prefopt.data.packed import pack
@@ -50,7 +52,6 @@ class Words:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._threads = os.cpu_count() or 1
         self._known: dict[str, bytes] = {}
         self._marks: list[tuple[str, str]] = []
 
@@ -71,25 +72,29 @@ class Words:
         for index, text in enumerate(texts):
             pieces = self._pieces(text)
             try:
-                found.append(b"".join([known[piece] for piece in pieces]))
+                found.append(b"".join(map(known.__getitem__, pieces)))
             except KeyError:
                 found.append(b"")
-                unknown = [piece for piece in pieces if piece not in known and piece not in new]
-                if all(map(_stands_alone, unknown)):
+                unknown = list(filterfalse(known.__contains__, pieces))
+                if all(map(_stands_alone, filterfalse(new.__contains__, unknown))):
                     new.update(dict.fromkeys(unknown))
                     rest.append((index, pieces))
                 else:
                     odd.append((index, _CUT.split(text)))
         learnt = self._learn(new, [piece.removesuffix(STOP) for piece in new])
+        known.update(learnt)
         for index, pieces in rest:
-            found[index] = b"".join([learnt[piece] if piece in learnt else known[piece] for piece in pieces])
+            found[index] = b"".join(map(known.__getitem__, pieces))
         once = dict.fromkeys(piece for _, pieces in odd for piece in pieces)
         apart = self._learn(once, list(once))
         for index, pieces in odd:
             found[index] = b"".join([apart[piece] for piece in pieces])
-        if len(known) + len(new) > KNOWN:
+        if len(known) > KNOWN:
             known.clear()
-        known.update((piece, ids) for piece, ids in learnt.items() if len(piece) <= LONGEST)
+            known.update(learnt)
+        for piece in learnt:
+            if len(piece) > LONGEST:
+                del known[piece]
         return found
 
     def _learn(self, pieces: Collection[str], texts: list[str]) -> dict[str, bytes]:
@@ -118,9 +123,11 @@ class Words:
             return [pack(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
         if len(texts) < PARALLEL_FROM:
             return _encode(self._tokenizer, texts)
-        size = -(-len(texts) // (4 * self._threads))
+        # A worker is one of as many as there are cores.
+        threads = 1 if multiprocessing.parent_process() is not None else os.cpu_count() or 1
+        size = -(-len(texts) // (4 * threads))
         slices = [texts[at : at + size] for at in range(0, len(texts), size)]
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return [ids for own in pool.map(partial(_encode, self._tokenizer), slices) for ids in own]
 
 

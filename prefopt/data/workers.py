@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,26 +25,71 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Tasks that wait for each worker."""
+HERE = 2
+"""Tasks that are done in this process before others are started, where nobody says how many: few need none."""
+MOST = 8
+"""Processes that are started where nobody says how many."""
 
 
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+def in_order(
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    workers: int | None,
+    *,
+    after_death: str = "go on from the last checkpoint by --resume",
+) -> Generator[Result, None, None]:
     """Yield `work(task)` for each task, in order, computed in `workers` processes, or here where it is 0.
 
     Args:
-        work: can be pickled, and so can what it takes and returns. What it returns must hold no tensors: each would
-            keep a file open on its way.
+        work: can be pickled, and so can what it returns, which must hold no tensors: each would keep a file open on
+            its way. What it takes and can't be pickled is worked on here.
         tasks: drawn in this process, a few ahead of the results.
-        workers: processes.
+        workers: processes; None for one a core behind the first `HERE` tasks, or none where that isn't cheap and safe.
+        after_death: what the user can do when a worker has died, as "load again".
 
     Raises:
         RunError: a worker died.
     """
+    rest, here = iter(tasks), deque[Task]()
+    if workers is None:
+        yield from map(work, islice(rest, HERE))
+        behind = list(islice(rest, 1))
+        rest, workers = chain(behind, rest), processes() if behind else 0
     if not workers:
-        yield from map(work, tasks)
+        yield from map(work, rest)
         return
+    for result in _received(_started(work, _packed(rest, here), workers), after_death):
+        yield work(here.popleft()) if isinstance(result, str) and result == _NOT_SENT else result
+
+
+def processes() -> int:
+    """Return how many processes are worth starting: one a core; 0 where they would start slowly or not at all."""
+    if sys.platform != "linux" or multiprocessing.get_start_method() != "fork":
+        return 0  # each would import everything anew
+    if multiprocessing.current_process().daemon:
+        return 0  # which may have no children
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, MOST) if cores > 1 else 0
+
+
+def _started(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # how many is the user's choice
-        results = iter(_loader(work, tasks, workers))
+        return iter(_loader(work, tasks, workers))
+
+
+def _packed(tasks: Iterable[Task], here: deque[Task]) -> Iterator[bytes]:
+    """Yield tasks as what travels between processes; one that can't goes to `here`, and nothing in its place."""
+    for task in tasks:
+        try:
+            packed = pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception:  # noqa: BLE001 - objects of other people's classes raise what they like
+            here.append(task)
+            packed = b""
+        yield packed
+
+
+def _received(results: Iterator[Any], after_death: str) -> Iterator[Any]:
     while True:
         try:
             result = next(results)
@@ -49,8 +99,8 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
             if "DataLoader worker" not in str(error):
                 raise
             raise RunError(
-                f"A process that prepares data died ({error}). Memory may have run out: use fewer data.workers, and go "
-                "on from the last checkpoint by --resume."
+                f"A process that prepares data died ({error}). Memory may have run out: use fewer data.workers, and "
+                f"{after_death}."
             ) from error
         if isinstance(result, PrefoptError):
             raise result
@@ -70,15 +120,20 @@ def _loader(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> D
     )
 
 
+_NOT_SENT = "not sent"
+
+
 class _Work(Dataset[Any], Generic[Task, Result]):
     """What a worker runs: an error that is a sentence travels as it is."""
 
     def __init__(self, work: Callable[[Task], Result]) -> None:
         self._work = work
 
-    def __getitem__(self, task: Any) -> Result | PrefoptError:
+    def __getitem__(self, packed: bytes) -> Result | PrefoptError | str:
+        if not packed:
+            return _NOT_SENT
         try:
-            return self._work(task)
+            return self._work(pickle.loads(packed))
         except PrefoptError as error:
             return error
 

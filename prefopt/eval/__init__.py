@@ -15,13 +15,16 @@ from prefopt.eval.intervals import Accuracy, Mean, Share, accuracy, mean, share
 from prefopt.eval.pairs import PairEvaluation, PairMetrics, PairScores, Slice, bin_edges, pair_metrics, slice_pairs
 
 if TYPE_CHECKING:
+    from prefopt.eval.drift import SampledKL, sampled_kl
     from prefopt.eval.evaluate import evaluate_pairs
     from prefopt.eval.score import held_out_pairs, pair_logprobs, score_completions
 
 _LAZY = {
+    "SampledKL": "drift",
     "evaluate_pairs": "evaluate",
     "held_out_pairs": "score",
     "pair_logprobs": "score",
+    "sampled_kl": "drift",
     "score_completions": "score",
 }
 
@@ -33,6 +36,7 @@ __all__ = [
     "PairEvaluation",
     "PairMetrics",
     "PairScores",
+    "SampledKL",
     "Share",
     "Slice",
     "accuracy",
@@ -43,6 +47,7 @@ __all__ = [
     "mean",
     "pair_logprobs",
     "pair_metrics",
+    "sampled_kl",
     "score_completions",
     "share",
     "slice_pairs",

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from prefopt.data import Example, PreferenceData, assemble, plan_packs, tokenize_rows
+from prefopt.data.pack import Part
 from prefopt.errors import DataError, ModelError
 from prefopt.eval.intervals import Floats
 from prefopt.eval.pairs import PairScores
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
-from prefopt.records import Group
+from prefopt.records import Group, Pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def score_completions(
     """
     examples = tokenize_rows(rows, tokenizer, max_length=max_length)
     policy = PackedModel(model)
-    flat, _ = _score(examples, policy, None, token_budget)
+    flat, _ = example_logprobs(examples, policy, None, token_budget)
     stops = np.cumsum([len(example.completions) for example in examples])
     return [part.tolist() for part in np.split(flat, stops[:-1])] if examples else []
 
@@ -64,12 +65,19 @@ def pair_logprobs(
     Raises DataError as `held_out_pairs`.
     """
     data = held_out_pairs(data)
-    scores, frozen = _score(data.examples, policy, reference, token_budget)
+    scores, frozen = example_logprobs(data.examples, policy, reference, token_budget)
     return PairScores(
         policy=scores.reshape(-1, 2),
         reference=None if frozen is None else frozen.reshape(-1, 2),
         length=data.completion_lengths.astype(np.int64).reshape(-1, 2),
     )
+
+
+def pair_packs(policy: PackedModel, data: PreferenceData, *, token_budget: int = 8192) -> Iterator[Pack]:
+    """Yield the packs that `pair_logprobs` scores, in its order; raises as it does."""
+    groups, _ = _distinct(held_out_pairs(data).examples, shared=policy.admission.shared, token_budget=token_budget)
+    for _, pack in _packs(groups, policy, token_budget):
+        yield pack
 
 
 def held_out_pairs(data: PreferenceData) -> PreferenceData:
@@ -86,24 +94,25 @@ def held_out_pairs(data: PreferenceData) -> PreferenceData:
 
 
 @torch.no_grad()
-def _score(
+def example_logprobs(
     examples: Sequence[Example], policy: PackedModel, reference: Reference | None, token_budget: int
 ) -> tuple[Floats, Floats | None]:
-    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's."""
+    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's.
+
+    Raises:
+        ModelError: a log-prob is not finite.
+    """
     shared = policy.admission.shared
     groups, place = _distinct(examples, shared=shared, token_budget=token_budget)
     first = np.cumsum([0, *(len(group.completions) for group in groups)])
     found = np.full(int(first[-1]), np.nan)
     frozen = np.full(int(first[-1]), np.nan) if reference is not None else None
-    device = policy.head_weight.device
-    plans = plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row)
     with ExitStack() as stack:
         stack.enter_context(evaluating(policy.model))
         stack.enter_context(policy.attached())
         if reference is not None:
             stack.enter_context(reference.attached())
-        for plan in plans:
-            pack = assemble([part.group for part in plan], shared=shared).to(device)
+        for plan, pack in _packs(groups, policy, token_budget):
             at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
             found[at] = policy.logprobs(pack).double().cpu().numpy()
             if reference is not None and frozen is not None:
@@ -119,6 +128,13 @@ def _score(
                 "the model's weights or its precision are broken; try model.dtype=float32."
             )
     return found[place], None if frozen is None else frozen[place]
+
+
+def _packs(groups: Sequence[Group], policy: PackedModel, token_budget: int) -> Iterator[tuple[tuple[Part, ...], Pack]]:
+    """Yield every pack, on the policy's device, and the plan that it was made by."""
+    shared = policy.admission.shared
+    for plan in plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row):
+        yield plan, assemble([part.group for part in plan], shared=shared).to(policy.head_weight.device)
 
 
 def _distinct(

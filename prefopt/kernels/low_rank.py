@@ -12,6 +12,7 @@ The update is added by the product that makes it (addmm, in place), so neither d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,12 +21,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def low_rank_linear(
+    x: Tensor, weight: Tensor | Callable[[], Tensor], bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
     """Return `x W^T + bias + scale * (x down^T) up^T`, (..., O), in x's dtype.
 
     Args:
         x: (..., I), of the weight's dtype.
-        weight: (O, I), frozen: it gets no gradient.
+        weight: (O, I), frozen: it gets no gradient. Or a function that gives it, called once in each direction, for
+            one that is stored otherwise and never kept.
         bias: (O,) or None, frozen.
         down: (r, I); of another dtype than x it is cast, and its gradient is cast back.
         up: (O, r), likewise.
@@ -38,14 +42,21 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | Callable[[], Tensor],
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
     ) -> Tensor:
         ctx.dtypes, ctx.scale = (down.dtype, up.dtype), scale
         down, up = down.to(x.dtype), up.to(x.dtype)
-        out = F.linear(x, weight, bias)
+        kept, ctx.stored = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+        out = F.linear(x, weight if isinstance(weight, Tensor) else weight(), bias)
         inner = F.linear(x, down).flatten(0, -2).mul_(scale)
         out.view(-1, out.shape[-1]).addmm_(inner, up.t())
-        ctx.save_for_backward(x, weight, down, up, inner)
+        ctx.save_for_backward(x, kept, down, up, inner)
         return out
 
     @staticmethod
@@ -62,5 +73,6 @@ class _LowRankLinear(torch.autograd.Function):
             if needs_down:
                 d_down = (d_inner.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtypes[0])
             if needs_x:
-                d_x = (rows @ weight).addmm_(d_inner, down).view_as(x)
+                dense = weight if ctx.stored is None else ctx.stored()
+                d_x = (rows @ dense).addmm_(d_inner, down).view_as(x)
         return d_x, None, None, d_down, d_up, None

@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from prefopt.models.config import LoraSection, ModelConfig, ReferenceConfig, TokenizerSection
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
+from prefopt.models.peft_section import PeftSection
+from prefopt.models.reference_config import ReferenceConfig
 
 _LAZY = {
     "Admission": "admission",
@@ -19,7 +21,15 @@ _LAZY = {
     "load_policy": "policy",
 }
 
-__all__ = ["LoraSection", "ModelConfig", "ReferenceConfig", "TokenizerSection", *_LAZY]
+__all__ = [
+    "LoraSection",
+    "ModelConfig",
+    "PeftSection",
+    "QuantizationSection",
+    "ReferenceConfig",
+    "TokenizerSection",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

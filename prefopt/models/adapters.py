@@ -1,4 +1,4 @@
-"""LoRA adapters: make one, go on with one, switch it off for a moment."""
+"""Adapters: make one, go on with one, switch it off for a moment."""
 
 from __future__ import annotations
 
@@ -20,42 +20,73 @@ from torch.nn import functional as F
 from prefopt.errors import ModelError
 from prefopt.models.config import LoraSection
 from prefopt.models.dtypes import DTYPES
+from prefopt.models.peft_section import OVER_QUANTIZED, PeftSection, why_not
+from prefopt.models.quantization import misread, quantized_layers
 from prefopt.models.source import Source
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that subtract what the adapter starts as from the base weights."""
+_NEEDS_DATA = ("corda", "eva", "lora_ga")
+"""Those that PEFT computes from data, which must be done by hand before training."""
+_SVD_SEED = 0
+"""What randomised inits of the base weights draw from: an adapter is loaded on the base that it was trained on."""
 _WITH_EMBEDDINGS = "prefopt_with_embeddings"
 """Attribute of a model whose adapter replaced embeddings of the base when it was loaded: says so in words."""
 
 
-def new_adapter(model: Any, section: LoraSection, *, seed: int) -> Any:
-    """Return `model` with a new LoRA adapter, which changes nothing until it is trained.
+def new_adapter(model: Any, section: LoraSection | PeftSection, *, seed: int) -> Any:
+    """Return `model` with a new adapter; a LoRA adapter changes nothing until it is trained.
 
     Args:
         model: the frozen base model.
-        section: the recipe's `model.lora`.
+        section: the recipe's `model.lora` or `model.peft`.
         seed: of the adapter's random half; the global random state is left as it was.
 
     Raises:
         ModelError: when PEFT refuses the settings, or no module of the model matches.
     """
-    targets = section.target_modules
     try:
-        config = LoraConfig(
-            r=section.r,
-            lora_alpha=cast(int, section.alpha),  # PEFT divides by it and takes a float as well
-            lora_dropout=section.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="CAUSAL_LM",
-            **section.passthrough(),
-        )
+        config = section.build() if isinstance(section, PeftSection) else _lora_config(section)
         with torch.random.fork_rng(devices=_cuda_devices(model)), _quiet():
-            torch.manual_seed(seed)
+            torch.manual_seed(_SVD_SEED if _draws_base(config) else seed)
             peft_model = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError, RuntimeError) as error:
-        raise ModelError(f"model.lora does not fit this model: {error}") from error
-    settle_dtype(peft_model, section.dtype)
+        name = "peft" if isinstance(section, PeftSection) else "lora"
+        raise ModelError(f"model.{name} does not fit this model: {error}") from error
+    _check_reads_weights(peft_model)
+    settle_dtype(peft_model, "auto" if isinstance(section, PeftSection) else section.dtype)
     return peft_model
+
+
+def _draws_base(config: Any) -> bool:
+    return str(getattr(config, "init_lora_weights", "")).startswith("pissa_niter")
+
+
+def _lora_config(section: LoraSection) -> LoraConfig:
+    start = str(section.passthrough().get("init_lora_weights", "")).lower()
+    if start in _NEEDS_DATA:
+        raise ModelError(
+            f"model.lora.init_lora_weights: {start} is computed from data before training, which prefopt doesn't do: "
+            "write pissa or olora, which need the weights alone, or leave it out."
+        )
+    targets = section.target_modules
+    return LoraConfig(
+        r=section.r,
+        lora_alpha=cast(int, section.alpha),  # PEFT divides by it and takes a float as well
+        lora_dropout=section.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        **section.passthrough(),
+    )
+
+
+def _check_reads_weights(model: Any) -> None:
+    """Refuse DoRA where bitsandbytes would give it other weights than those the layers multiply with."""
+    if getattr(model.peft_config[model.active_adapter], "use_dora", False) and misread(model):
+        raise ModelError(
+            "model.lora.use_dora: DoRA reads the quantized weights by bitsandbytes, which on a CPU misreads rows that "
+            "are no multiple of 64: leave use_dora out, or write model.quantization: int8."
+        )
 
 
 def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> Any:
@@ -66,7 +97,9 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
     """
     try:
         config = PeftConfig.from_pretrained(str(source.folder))
-        with _quiet():
+        _check_kind(config, source.name, quantized=any(quantized_layers(model)))
+        with torch.random.fork_rng(devices=_cuda_devices(model)), _quiet():
+            torch.manual_seed(_SVD_SEED)
             peft_model = PeftModel.from_pretrained(
                 model, str(source.folder), config=config, is_trainable=trainable, use_safetensors=True
             )
@@ -85,8 +118,20 @@ def load_adapter(model: Any, source: Source, dtype: str, *, trainable: bool) -> 
         )
     if embeddings := sorted(saved - needed):
         setattr(peft_model, _WITH_EMBEDDINGS, f"the adapter brought embeddings of its own ({embeddings[0]})")
+    _check_reads_weights(peft_model)
     settle_dtype(peft_model, dtype)
     return peft_model
+
+
+def _check_kind(config: Any, name: str, *, quantized: bool) -> None:
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if wrong := why_not(kind):
+        raise ModelError(f"the adapter {name} can't be used: {wrong}.")
+    if quantized and kind not in OVER_QUANTIZED | {"LORA"}:
+        raise ModelError(
+            f"the adapter {name} is of kind {kind}, which computes with the weights themselves: leave out "
+            "model.quantization."
+        )
 
 
 def save_weights(model: Any, folder: Path) -> None:
@@ -133,7 +178,11 @@ def adapter_changes_nothing(model: Any) -> bool:
     certain: set[int] = set()
     for layer in model.modules():
         if not isinstance(layer, LoraLayer):
+            if isinstance(layer, BaseTunerLayer):  # of another kind
+                return False
             continue
+        if layer.lora_variant:  # DoRA and its kin have more weights, which may have moved
+            return False
         for a, b in ((layer.lora_A, layer.lora_B), (layer.lora_embedding_B, layer.lora_embedding_A)):
             for name in b:
                 last = _parameters(b[name])

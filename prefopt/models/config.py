@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from prefopt.config import Section
 from prefopt.errors import nearest
+from prefopt.models.peft_section import DESCRIBES, OVER_QUANTIZED, PeftSection, fail
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
-ReferenceKind = Literal["auto", "adapter_off", "frozen_copy", "model", "none"]
+QuantizationType = Literal["nf4", "fp4", "int8"]
 
 _RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout"}
-_OURS = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"}
-)
-"""Fields of PEFT's LoraConfig that describe the saved adapter rather than the method."""
 
 
-def _fail(sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("model", "{sentence}", {"sentence": sentence})
+class QuantizationSection(Section):
+    """Frozen weights kept in 4 or 8 bits by bitsandbytes: `quantization: nf4`, or these keys."""
+
+    type: QuantizationType = Field(
+        description="nf4 or fp4 (4 bits, blocks of 64 with a scale) or int8 (8 bits, a scale for each output)."
+    )
+    double_quant: bool = Field(
+        default=False, description="Keep the scales of nf4 and fp4 in 8 bits too: 4.13 bits a weight instead of 4.5."
+    )
+    compute_dtype: DtypeName = Field(
+        default="auto", description="What nf4 and fp4 layers multiply in; auto is the model's dtype."
+    )
+    skip_modules: tuple[str, ...] = Field(
+        default=(), description="Names of modules that stay as they are, besides the head and the embeddings."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_type(self) -> QuantizationSection:
+        if self.type == "int8" and (self.double_quant or self.compute_dtype != "auto"):
+            raise fail("double_quant and compute_dtype belong to nf4 and fp4: leave them out with int8.")
+        return self
 
 
 class LoraSection(Section):
@@ -57,13 +78,13 @@ class LoraSection(Section):
             return value
         from peft import LoraConfig  # only here: importing PEFT takes seconds
 
-        known = {field.name for field in dataclasses.fields(LoraConfig)} - _OURS - set(_RENAMED)
+        known = {field.name for field in dataclasses.fields(LoraConfig)} - DESCRIBES - set(_RENAMED)
         for name in extra:
             if name in _RENAMED:
-                raise _fail(f"'{name}' is called '{_RENAMED[name]}' here.")
+                raise fail(f"'{name}' is called '{_RENAMED[name]}' here.")
             if name not in known:
                 allowed = {*known, *cls.model_fields}
-                raise _fail(
+                raise fail(
                     f"'{name}' is neither one of {', '.join(cls.model_fields)} nor a setting of PEFT's LoraConfig"
                     f"{nearest(str(name), allowed)}"
                 )
@@ -98,6 +119,9 @@ class ModelConfig(Section):
         description="Precision of the weights. auto: bfloat16 where the machine computes it fast and the weights "
         "stay frozen, else float32 (weights that train need its small steps).",
     )
+    quantization: QuantizationSection | None = Field(
+        default=None, description="Keep the frozen weights in 4 or 8 bits (QLoRA): nf4, fp4, int8, or a section."
+    )
     device: str = Field(
         default="auto",
         description="auto (the accelerator where there is one), cpu, cuda, cuda:1, mps, ...: where it loads.",
@@ -115,72 +139,50 @@ class ModelConfig(Section):
     lora: LoraSection | None = Field(
         default=LoraSection(), description="The LoRA adapter to train; null trains all weights of the model."
     )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="With 'lora: null': weights that don't train. Regular expressions that are found in their names, "
+        "or the words embeddings and head.",
+    )
+    peft: PeftSection | None = Field(
+        default=None, description="An adapter of another kind instead of LoRA: {peft_type: IA3, ...} and its settings."
+    )
     adapter: str | None = Field(
         default=None, description="A PEFT adapter (directory or Hub name) to go on training, instead of a new one."
     )
 
     @model_validator(mode="after")
     def _check_adapter(self) -> ModelConfig:
+        if self.quantization is not None and self.lora is None:
+            raise fail(
+                "'lora: null' trains all weights, and quantized ones can't be trained: leave out 'quantization', or "
+                "train an adapter."
+            )
+        if self.freeze and self.lora is not None:
+            raise fail("'freeze' is for 'lora: null', which trains all weights; with an adapter the model is frozen.")
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise fail(f"freeze: '{pattern}' is no regular expression ({error}).") from error
+        if self.peft is not None:
+            self._check_peft(self.peft)
         if self.adapter is None:
             return self
         if self.lora is None:
-            raise _fail("'adapter' goes on training an adapter and 'lora: null' trains the whole model: leave one out.")
+            raise fail("'adapter' goes on training an adapter and 'lora: null' trains the whole model: leave one out.")
         if self.lora.model_copy(update={"dtype": "auto"}) != LoraSection():
-            raise _fail(
+            raise fail(
                 f"the adapter {self.adapter} brings its own settings, so 'lora' may only say its dtype: "
                 "remove the other keys, or remove 'adapter' to train a new one."
             )
         return self
 
-
-class ReferenceConfig(Section):
-    """What the policy is compared with: `reference: auto`, or `reference: {model: NAME}`."""
-
-    kind: ReferenceKind = Field(
-        default="auto",
-        description="auto: the policy as it is at the start, the cheapest exact way. adapter_off: the model without "
-        "its adapter. frozen_copy: a copy of the weights that train. model: another model. none: for losses "
-        "without reference.",
-    )
-    model: str | None = Field(
-        default=None, description="Name of a model with the same vocabulary, loaded beside the policy."
-    )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of that model on the Hub.")
-    dtype: DtypeName = Field(default="auto", description="Precision of that model; auto is the policy's.")
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with that model.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: Any) -> Any:
-        if value is None:  # `reference: null`, and YAML's `~`
-            return {"kind": "none"}
-        if isinstance(value, str):
-            return {"kind": _kind(value)}
-        if not isinstance(value, Mapping):
-            return value
-        if value.get("kind") is not None:
-            return {**value, "kind": _kind(value["kind"])}
-        return {**value, "kind": "model" if value.get("model") else "auto"}
-
-    @model_validator(mode="after")
-    def _check_model(self) -> ReferenceConfig:
-        if self.kind == "model" and not self.model:
-            raise _fail("a reference of kind 'model' needs the model's name: write {model: NAME}.")
-        given = {"model", "revision", "dtype", "trust_remote_code"} & self.model_fields_set
-        if self.kind != "model" and (extra := [k for k in sorted(given) if getattr(self, k) != _default(k)]):
-            raise _fail(f"{', '.join(extra)} belong to a reference of kind 'model', not of kind '{self.kind}'.")
-        return self
-
-
-def _default(field: str) -> Any:
-    return ReferenceConfig.model_fields[field].default
-
-
-def _kind(word: Any) -> Any:
-    kinds = ("auto", "adapter_off", "frozen_copy", "model", "none")
-    if isinstance(word, str) and word not in kinds:
-        raise _fail(
-            f"'{word}' is no reference: write one of auto, adapter_off, frozen_copy, none, or {{model: NAME}}"
-            f"{nearest(word, kinds)}"
-        )
-    return word
+    def _check_peft(self, peft: PeftSection) -> None:
+        if self.adapter is not None or self.lora != LoraSection():
+            raise fail("'peft' takes the place of 'lora' and 'adapter': leave those out, or leave out 'peft'.")
+        if self.quantization is not None and peft.peft_type not in OVER_QUANTIZED:
+            raise fail(
+                f"{peft.peft_type} computes with the weights themselves, which quantization packs: choose LoRA, or one "
+                f"of {', '.join(sorted(OVER_QUANTIZED))}, or leave out 'quantization'."
+            )

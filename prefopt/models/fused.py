@@ -6,16 +6,20 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import Linear4bit as LoraLinear4bit
+from peft.tuners.lora import Linear8bitLt as LoraLinear8bit
 from torch import Tensor, nn
 
 from prefopt.kernels.low_rank import low_rank_linear
 from prefopt.kernels.rms_norm import rms_norm
 from prefopt.kernels.rotary import rotary
+from prefopt.models.quantization import QUANTIZED, dense_weight, multiplies_in
 
 Forward = Callable[..., Tensor]
 
@@ -53,11 +57,14 @@ def fused(model: nn.Module, *, gpu: bool = False) -> Iterator[None]:
 
 
 def _low_rank(layer: Any) -> Forward | None:
-    """Return the layer's fused forward, or None unless it is a frozen `nn.Linear` with one plain LoRA update."""
-    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
+    """Return the layer's fused forward, or None unless it is a frozen linear layer with one plain LoRA update."""
+    if type(layer) not in (LoraLinear, LoraLinear4bit, LoraLinear8bit):
         return None
-    base: nn.Linear = layer.base_layer
-    if layer.merged or len(layer.active_adapters) != 1 or any(p.requires_grad for p in base.parameters()):
+    base: Any = layer.base_layer
+    quantized = isinstance(base, QUANTIZED)
+    if not (quantized or type(base) is nn.Linear) or any(p.requires_grad for p in base.parameters()):
+        return None
+    if layer.merged or len(layer.active_adapters) != 1:
         return None
     (name,) = layer.active_adapters
     if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias.get(name):
@@ -70,15 +77,21 @@ def _low_rank(layer: Any) -> Forward | None:
     own = layer.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or layer.merged or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        fits = multiplies_in(base, x.dtype) if quantized else x.dtype == base.weight.dtype
+        if args or kwargs or layer.merged or not fits or torch.is_autocast_enabled(x.device.type):
             out: Tensor = own(x, *args, **kwargs)
             return out
-        if layer.disable_adapters:
-            frozen: Tensor = base(x)
-            return frozen
-        return low_rank_linear(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+        bias = base.bias if base.bias is None else base.bias.to(x.dtype)
+        if layer.disable_adapters:  # by the same product as with the adapter, whatever the layer's own would be
+            return nn.functional.linear(x, _unpacked(base, x.dtype) if quantized else base.weight, bias)
+        weight = partial(_unpacked, base, x.dtype) if quantized else base.weight
+        return low_rank_linear(x, weight, bias, down.weight, up.weight, layer.scaling[name])
 
     return forward
+
+
+def _unpacked(layer: Any, dtype: torch.dtype) -> Tensor:
+    return dense_weight(layer).to(dtype)
 
 
 def _norm(module: nn.Module, same: dict[type, bool]) -> Forward | None:

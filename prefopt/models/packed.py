@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class PackedModel:
         self.model: Any = model
         self.admission = admit(model) if admission is None else admission
         self._causal = CausalModel(model)
+        self._changes: ExitStack | None = None  # what `attached` changed, to put back
 
     @property
     def head_weight(self) -> Tensor:
@@ -54,12 +55,34 @@ class PackedModel:
 
         Stay inside for the backward pass too: activation checkpointing runs the forward pass again there.
         """
-        if not self.admission.shared:
+        if not self.admission.shared or self._changes is not None:
             yield
             return
-        register()
-        with self._causal.attention(SHARED_PROMPT), fused(self.model):
+        self._changes = self._attach()
+        try:
             yield
+        finally:
+            self._changes.close()
+            self._changes = None
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Within `attached`, the model as it is outside: to sample from it while it trains."""
+        if self._changes is None:
+            yield
+            return
+        self._changes.close()
+        try:
+            yield
+        finally:
+            self._changes = self._attach()
+
+    def _attach(self) -> ExitStack:
+        register()
+        with ExitStack() as changes:
+            changes.enter_context(self._causal.attention(SHARED_PROMPT))
+            changes.enter_context(fused(self.model))
+            return changes.pop_all()
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
         """Return the log-prob of each completion, (S,) float32 (float64 of a float64 model), nats, differentiable.

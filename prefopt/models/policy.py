@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefopt.errors import ModelError, RecipeError, nearest
 from prefopt.models.adapters import load_adapter, new_adapter
 from prefopt.models.config import ModelConfig
 from prefopt.models.dtypes import resolve_device, resolve_dtype
+from prefopt.models.quantization import check_plain, load_options, settle
 from prefopt.models.source import Source, find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
 
@@ -62,10 +64,14 @@ def load_policy(
         dtype=str(dtype).removeprefix("torch."),
         cache=cache_dir or Path(constants.HF_HOME) / "prefopt",
     )
-    base = _load_base(config, source, dtype)
+    base = _load_base(config, source, dtype, device)
     tokenizer = load_tokenizer(config, source, base.get_input_embeddings().weight.shape[0])
     _settle_padding(base, tokenizer)
-    base.to(device).requires_grad_(weights_train)
+    if config.quantization is None:  # which can't be moved, and was loaded where it belongs
+        base.to(device)
+    base.requires_grad_(weights_train)
+    if weights_train:
+        freeze(base, config.freeze)
     policy = _with_adapter(base, config, trainable=trainable, seed=seed)
     return policy.train(trainable), tokenizer
 
@@ -75,16 +81,36 @@ def _with_adapter(base: Any, config: ModelConfig, *, trainable: bool, seed: int)
         storage = "auto" if config.lora is None else config.lora.dtype
         policy = load_adapter(base, find_adapter(config.adapter), storage, trainable=trainable)
     elif config.lora is not None and trainable:
-        policy = new_adapter(base, config.lora, seed=seed)
+        policy = new_adapter(base, config.peft or config.lora, seed=seed)
     else:
         policy = base
-    if trainable and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.modules()):
+    drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.modules())
+    if trainable and (drops or (config.peft is not None and config.peft.drops)):
         warnings.warn(
             "the policy has dropout, so its log-probs depend on chance and on how completions are packed; set "
-            "model.dropout to false and model.lora.dropout to 0 for exact ones.",
+            "model.dropout to false and the adapter's dropout to 0 for exact ones.",
             stacklevel=3,
         )
     return policy
+
+
+def freeze(model: Any, patterns: Sequence[str]) -> None:
+    """Leave out of training what the patterns name; a tied weight is embeddings and head at once."""
+    parts = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for pattern in patterns:
+        if pattern in parts:
+            found = list(parts[pattern].parameters())
+        else:
+            found = [p for name, p in model.named_parameters(remove_duplicate=False) if re.search(pattern, name)]
+        if not found:
+            raise RecipeError(
+                f"model.freeze: '{pattern}' is found in no name of a weight; they are called like "
+                f"{next(name for name, _ in model.named_parameters())}."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError("model.freeze leaves no weight that trains; take away one of its patterns.")
 
 
 def _settings(model: str | Path | Mapping[str, Any] | ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
@@ -121,14 +147,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype) -> Any:
+def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the bare model; every weight must come from its files."""
-    options = {"trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    check_plain(source.folder, source.name)
     try:
         settings = AutoConfig.from_pretrained(source.folder, **options)
         check_architecture(settings, source.name)
         if not config.dropout:
             drop_dropout(settings)
+        if config.quantization is not None:
+            options |= load_options(config.quantization, settings, dtype, device)
         model, report = AutoModelForCausalLM.from_pretrained(
             source.folder, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -139,6 +168,8 @@ def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype) -> Any:
             f"{source.name} lacks {len(missing)} of the weights that {type(model).__name__} needs ({missing[0]}, ...); "
             "they would be random: the files are incomplete, or belong to another architecture."
         )
+    if config.quantization is not None:
+        settle(model, source.name)
     # Saved adapters name their base by this, and a path on this machine would mean nothing elsewhere.
     model.name_or_path = settings._name_or_path = model.config._name_or_path = source.name
     return model

@@ -13,11 +13,12 @@ from prefopt.data.config import DataConfig
 from prefopt.errors import RecipeError, nearest
 from prefopt.eval.config import EvalConfig
 from prefopt.losses.config import LossConfig
-from prefopt.models.config import ModelConfig, ReferenceConfig
+from prefopt.models.config import ModelConfig
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe.paths import missing, resolved
 from prefopt.recipe.sentences import located, sentences
 from prefopt.recipe.source import Source, read, write
-from prefopt.train.config import TrainConfig
+from prefopt.train.config import AlarmConfig, TrainConfig
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe"]
 
@@ -30,6 +31,7 @@ class Recipe(Section):
     loss: LossConfig = Field(default_factory=lambda: LossConfig.model_validate({}), description="What it minimises.")
     reference: ReferenceConfig = Field(ReferenceConfig(), description="What the policy is compared with.")
     train: TrainConfig = Field(description="How it trains, and where the run directory lies.")
+    alarms: AlarmConfig = Field(AlarmConfig(), description="When it says that something goes wrong.")
     eval: EvalConfig = Field(EvalConfig(), description="How it is evaluated before and after.")
 
     @model_validator(mode="after")
@@ -104,6 +106,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield (
             f"reference.kind is none, but the loss {loss.name} compares the policy with a reference; "
             "write reference: auto, or choose a loss that needs none."
+        )
+    if recipe.reference.cache is True and "divergence" in loss.extras:
+        yield (
+            f"reference.cache is true, but the loss {loss.name} compares whole distributions, and a cache holds "
+            "log-probs of single tokens; leave reference.cache out, or choose another loss."
         )
     if kind == "adapter_off" and recipe.model.lora is None:
         yield (

@@ -28,7 +28,7 @@ _MODELS: tuple[Key, ...] = (
 _LOSS: Key = ("loss", "name")
 _OWN_LOSS = re.compile(r"\"([^\"]+\.py)(:\w+)\"|'([^']+\.py)(:\w+)'|([\w.~/\\:-]+\.py)(:\w+)")
 """A file of the user's own losses in a formula, in quotes or without."""
-_OUTPUT: Key = ("train", "output_dir")
+_OUTPUTS: tuple[Key, ...] = (("train", "output_dir"), ("reference", "cache_dir"))
 _LONGEST_NAME = 255
 
 
@@ -46,8 +46,9 @@ def resolved(source: Source) -> Source:
     for key in _losses(source):
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _loss(value, source.base(key)))
-    if isinstance(value := source.get(_OUTPUT), str) and value:
-        source = source.replaced(_OUTPUT, str(_absolute(value, Path.cwd())))
+    for key in _OUTPUTS:
+        if isinstance(value := source.get(key), str) and value:
+            source = source.replaced(key, str(_absolute(value, Path.cwd())))
     return source
 
 

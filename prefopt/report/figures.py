@@ -62,11 +62,12 @@ _PLOTS = (
         (Curve("log_ratios/chosen", "chosen", CHOSEN), Curve("log_ratios/rejected", "rejected", REJECTED)),
         0.0,
     ),
+    Plot("kl", "Divergence on samples", "nats a token", (Curve("kl_per_token", "KL to the reference", INK),), 0.0),
 )
 
 
 def training_curves(run: RunFiles) -> list[Drawing]:
-    """Return the curves over steps that the run has values for: loss, accuracy, margin, log-ratios."""
+    """Return the curves over steps that the run has values for: loss, accuracy, margin, log-ratios, divergence."""
     drawings = [_over_steps(run, plot) for plot in _PLOTS]
     return [drawing for drawing in drawings if drawing is not None]
 
@@ -79,7 +80,7 @@ def _over_steps(run: RunFiles, plot: Plot) -> Drawing | None:
     rows = [row for row in run.metrics if plot.name != "accuracy" or row.get("rewards/margins") != 0]
     training = _series(rows, plot.curves, "")
     held_out = _series(run.held_out, plot.curves, "eval_")
-    if not training:
+    if not training and not held_out:
         return None
     shown: Callable[[Any], str] = percent if plot.name == "accuracy" else number
     several = len(plot.curves) > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def render(run: RunFiles) -> str:
         bins=bin_sections(run),
         pair_figures=figures.pair_figures(run),
         after_missing=run.after is None,
-        samples=[_sample(sample) for sample in run.samples],
+        samples=[_sample(sample, run.during) for sample in run.samples],
+        alarms=[f"At step {number(alarm.get('step'))}: {_text(alarm.get('sentence'))}" for alarm in run.alarms],
         data_lines=tables.data_lines(run),
         data_columns=tables.data_columns(run),
         data_notes=tables.data_notes(run),
@@ -132,10 +133,16 @@ def _steps(run: RunFiles) -> list[list[str]]:
     ]
 
 
-def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompt and its completions before and after, as texts."""
+def _sample(sample: Mapping[str, Any], during: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a prompt and its completions before, during and after training, as texts."""
+    prompt = _text(sample.get("prompt"))
     return {
-        "prompt": _text(sample.get("prompt")),
+        "prompt": prompt,
+        "during": [
+            (number(record.get("step")), [_text(text) for text in record.get("completions") or ()])
+            for record in during
+            if _text(record.get("prompt")) == prompt
+        ],
         "before": [_text(text) for text in sample.get("before") or ()],
         "after": [_text(text) for text in sample.get("after") or ()],
     }

@@ -55,6 +55,10 @@ class RunFiles:
     further: tuple[Evaluations, ...]
     """Of other pairs: `eval/NAME_before.json` and `eval/NAME_after.json`."""
     samples: tuple[Json, ...]
+    during: tuple[Json, ...]
+    """Samples of evaluations during training: step, prompt, completions."""
+    alarms: tuple[Json, ...]
+    """What the run said while it went: step, kind, sentence."""
     rejected: Rejected
     finished: bool
     """Whether its weights are saved, and the evaluation, where one began, has its other half."""
@@ -86,6 +90,8 @@ def read_run(run: Path) -> RunFiles:
         after=after,
         further=_further(run / "eval", problems),
         samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
+        during=tuple(_lines(run / "samples_during.jsonl", problems)),
+        alarms=tuple(_lines(run / "alarms.jsonl", problems)),
         rejected=_rejected(run / "rejected_rows.jsonl", problems),
         finished=weights and (before is None or after is not None),
         problems=tuple(problems),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefopt.sampling.generate import generate, stream
+from prefopt.sampling.generate import generate, generate_ids, stream
 from prefopt.sampling.prompts import encode_prompt, end_of_turn_ids
 
-__all__ = ["encode_prompt", "end_of_turn_ids", "generate", "stream"]
+__all__ = ["encode_prompt", "end_of_turn_ids", "generate", "generate_ids", "stream"]

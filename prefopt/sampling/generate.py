@@ -54,15 +54,37 @@ def generate(
     """
     if isinstance(prompts, str):
         raise DataError("prompts is one text; write [text] to continue it.")
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+    rows = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, adapter=adapter, **options)
+    ends = end_of_turn_ids(model, tokenizer)
+    return [_text(tokenizer, row, ends) for row in rows]
+
+
+def generate_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    adapter: bool = True,
+) -> list[tuple[int, ...]]:
+    """Return the token ids of one completion a prompt; it ends with its end-of-turn token unless it was cut.
+
+    The arguments and errors are those of `generate`, whose texts these are.
+    """
     encoded = [_encode(model, tokenizer, prompt, max_new_tokens, at) for at, prompt in enumerate(prompts)]
     config = _settings(model, tokenizer, max_new_tokens, temperature, top_p, batch_size)
-    texts: list[str] = []
+    rows: list[tuple[int, ...]] = []
     with _sampling(model, config, seed=seed, adapter=adapter) as base:
         for start in range(0, len(encoded), batch_size):
             ids, mask = _left_padded(encoded[start : start + batch_size], config.pad_token_id, base.device)
             output = base.generate(input_ids=ids, attention_mask=mask)
-            texts += [_text(tokenizer, row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
-    return texts
+            rows += [_ended(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
+    return rows
 
 
 def stream(
@@ -171,6 +193,12 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) 
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _ended(row: Sequence[int], ends: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the tokens up to the first end of turn; what stands behind it is padding."""
+    stop = next((at + 1 for at, token in enumerate(row) if token in (ends or ())), len(row))
+    return tuple(row[:stop])
 
 
 def _text(tokenizer: Any, row: Sequence[int], ends: Sequence[int] | None) -> str:

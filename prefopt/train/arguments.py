@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from prefopt.data.pack import OverBudget
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, nearest
+
+NonFinite = Literal["stop", "skip"]
 
 # A field that prefopt decides itself, and what to write instead. Setting one would silently do nothing, or harm.
 OWNED: dict[str, str] = {
@@ -37,6 +43,9 @@ OWNED: dict[str, str] = {
     "local_rank": "the launcher sets it",
 }
 
+_PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "tensorboard": "tensorboardX"}
+"""Where a logger's package has another name than the logger."""
+
 
 @dataclass
 class PreferenceArguments(TrainingArguments):
@@ -51,6 +60,14 @@ class PreferenceArguments(TrainingArguments):
 
     over_budget: OverBudget = field(
         default="own_pack", metadata={"help": "What becomes of an example that is longer than token_budget."}
+    )
+
+    non_finite: NonFinite = field(
+        default="stop", metadata={"help": "What becomes of a step whose loss or gradient is NaN or infinite."}
+    )
+
+    activation_offload: bool = field(
+        default=False, metadata={"help": "Keep what the backward pass needs in the computer's memory."}
     )
 
     # Where transformers' default would be wrong or noisy for this trainer.
@@ -70,16 +87,25 @@ class PreferenceArguments(TrainingArguments):
             raise RecipeError(f"train.examples_per_step is {self.examples_per_step}; it must be 1 or more.")
         if self.token_budget < 1:
             raise RecipeError(f"train.token_budget is {self.token_budget}; it must be 1 or more.")
+        if self.non_finite not in get_args(NonFinite):
+            rules = " or ".join(get_args(NonFinite))
+            raise RecipeError(f"train.non_finite is {self.non_finite!r}; it must be {rules}.")
         if self.over_budget not in get_args(OverBudget):
             allowed = " or ".join(get_args(OverBudget))
             raise RecipeError(f"train.over_budget is {self.over_budget!r}; it must be {allowed}.")
         if self.activation_checkpointing:
             given: Any = getattr(self, "activation_checkpointing_kwargs", None)
             self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}
+        self._check_report_to()
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
                 "train.fp16 is true, but the CPU has no fp16 training; write train.bf16: true or leave both out."
+            )
+        if self.activation_offload and self.device.type == "cpu":
+            raise RecipeError(
+                "train.activation_offload moves activations from an accelerator to the computer's memory, and this run "
+                "is on the CPU; leave it out, or write train.activation_checkpointing: true."
             )
         if self.n_gpu > 1:
             raise RecipeError(
@@ -91,3 +117,22 @@ class PreferenceArguments(TrainingArguments):
                 f"this is one of {self.world_size} processes, and training on several is not supported yet; "
                 "start one process without torchrun or accelerate launch."
             )
+
+    def _check_report_to(self) -> None:
+        """Refuse a logger that nobody knows, or that is not installed, before anything is loaded."""
+        names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        for name in names:
+            if name in ("none", "all"):
+                continue
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise RecipeError(
+                    f"train.report_to names {name}, and there is no such logger; there are "
+                    f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}, all (what is installed) and none"
+                    f"{nearest(name, INTEGRATION_TO_CALLBACK)}"
+                )
+            if name not in get_available_reporting_integrations():
+                package = _PACKAGES.get(name, name)
+                raise RecipeError(
+                    f"train.report_to names {name}, which is not installed: run pip install {package}, or leave it "
+                    "out; metrics.jsonl is written in any case."
+                )

@@ -1,4 +1,4 @@
-"""What listens to a run: the metrics file, the progress line, the exact epoch."""
+"""What listens to a run: the metrics file, the progress line, the exact epoch, the reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefopt.models.references import Reference
+
 
 class ExactEpoch(TrainerCallback):
     """Sets `state.epoch` from the global step: the Trainer counts from 0 again after a resume inside an epoch."""
@@ -20,6 +22,16 @@ class ExactEpoch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = state.global_step / self.steps_per_epoch
+
+
+class EndOfStep(TrainerCallback):
+    """Tells the reference after every optimizer step, before anything is saved."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.reference.end_step(state.global_step)
 
 
 class MetricsFile(TrainerCallback):
@@ -66,7 +78,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine(TrainerCallback):
-    """A live line: step, loss, accuracy, margin, tokens a second, time left."""
+    """A live line: step, loss, accuracy, margin, tokens a second, the most memory so far, time left."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -98,8 +110,11 @@ class ProgressLine(TrainerCallback):
             ("loss", "loss", ".4f"),
             ("rewards/accuracies", "accuracy", ".2f"),
             ("rewards/margins", "margin", "+.3f"),
+            ("tokens_per_second", "tokens/s", ",.0f"),
         )
         parts = [f"{label} {logs[key]:{form}}" for key, label, form in shown if logs and key in logs]
+        if logs and "memory_bytes" in logs:
+            parts.append(f"memory {logs['memory_bytes'] / 2**30:.2f} GiB")
         if parts and self._task is not None:
             self._progress.update(self._task, completed=state.global_step, numbers="  ".join(parts))
 

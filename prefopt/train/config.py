@@ -1,4 +1,4 @@
-"""The `train` section of a recipe."""
+"""The `train` and `alarms` sections of a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from prefopt.config import Section
 from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError, nearest
-from prefopt.train.arguments import OWNED, PreferenceArguments
+from prefopt.train.arguments import OWNED, NonFinite, PreferenceArguments
 
 DEFAULT_BUDGET = 4096
 """Tokens; and what stands for 'auto' until it is known."""
@@ -43,6 +43,15 @@ class TrainConfig(Section):
         "own_pack", description="An example alone that is longer than token_budget: a pack of its own, or an error."
     )
 
+    non_finite: NonFinite = Field(
+        "stop",
+        description="A step whose loss or gradient is NaN or infinite: stop with its rows named and saved, or skip it.",
+    )
+
+    activation_offload: bool = Field(
+        False, description="Keep what the backward pass needs in the computer's memory instead of the GPU's."
+    )
+
     @model_validator(mode="after")
     def _check_arguments(self) -> TrainConfig:
         types = argument_types()
@@ -64,12 +73,30 @@ class TrainConfig(Section):
     def arguments(self) -> PreferenceArguments:
         """Return the trainer's arguments. Raises `RecipeError` for values that contradict each other."""
         try:
-            return PreferenceArguments(
-                output_dir=str(self.output_dir),
-                examples_per_step=self.examples_per_step,
-                token_budget=DEFAULT_BUDGET if self.token_budget == "auto" else self.token_budget,
-                over_budget=self.over_budget,
-                **(self.__pydantic_extra__ or {}),
-            )
+            own = {name: getattr(self, name) for name in type(self).model_fields if name != "output_dir"}
+            if self.token_budget == "auto":
+                own |= {"token_budget": DEFAULT_BUDGET, "over_budget": "own_pack"}  # it will hold every example
+            return PreferenceArguments(output_dir=str(self.output_dir), **own, **(self.__pydantic_extra__ or {}))
         except ValueError as error:
             raise RecipeError(f"the train section contradicts itself: {error}") from error
+
+
+class AlarmConfig(Section):
+    """When a run says that something goes wrong. An alarm is a sentence: it changes nothing and stops nothing."""
+
+    window: int = Field(default=20, ge=1, description="Logged steps that an alarm looks at together.")
+    chosen_falling: float | None = Field(
+        default=0.3,
+        gt=0,
+        description="Nats a token by which chosen completions may become less likely than at the start (mean of the "
+        "window); null for no alarm.",
+    )
+    accuracy_pinned: bool = Field(
+        default=True, description="Whether to say that every pair of a whole window was ranked right."
+    )
+    kl: float | None = Field(
+        default=0.5,
+        gt=0,
+        description="Nats a token of divergence from the reference, measured on samples at an evaluation; null for no "
+        "alarm.",
+    )

@@ -11,6 +11,7 @@ from prefopt.errors import RecipeError
 from prefopt.losses import Loss
 from prefopt.train.arguments import PreferenceArguments
 
+Tokens = tuple[int, ...]
 Data = TypeVar("Data", PreferenceData, PreferenceStream)
 
 
@@ -67,6 +68,11 @@ class Feed:
         """Return what the steps are a function of; JSON-able."""
         return self.plan.identity()
 
+    def sources(self, step: int) -> dict[tuple[Tokens, Tokens], str]:
+        """Return which row each (prompt, completion) of a step came from; `step` counts from 0 over all epochs."""
+        examples = [self.data[i] for i in self.plan.examples(*divmod(step, self.steps_per_epoch))]
+        return {(example.prompt, c): example.source for example in examples for c in example.completions}
+
 
 class StreamFeed:
     """A stream: an epoch is all of `max_steps`."""
@@ -107,6 +113,10 @@ class StreamFeed:
     def identity(self) -> dict[str, Any]:
         """Return what the steps are a function of; JSON-able."""
         return self.loader(shared=True, one_row=False).identity()
+
+    def sources(self, step: int) -> dict[tuple[Tokens, Tokens], str]:
+        """Return nothing: rows that have been read are not kept."""
+        return {}
 
 
 def feed_of(

@@ -60,11 +60,22 @@ def preference_metrics(seqs: SequenceLogprobs, output: LossOutput) -> MeanMetric
         _add(metrics, f"logps/{side}", seqs.policy[index])
         if seqs.reference is not None:
             _add(metrics, f"log_ratios/{side}", seqs.policy[index] - seqs.reference[index])
+    _add_per_token(metrics, seqs, chosen)
     for part in output.parts:
         metrics.add(f"losses/{part.name}", float(part.loss.double().sum()), float(part.weight.double().sum()))
     for name, value in output.metrics.items():
         _add(metrics, name, value.reshape(-1))
     return metrics
+
+
+def _add_per_token(metrics: MeanMetrics, seqs: SequenceLogprobs, chosen: Tensor) -> None:
+    """Add the mean log-prob and log-ratio of a token of the chosen completions: what does not depend on length."""
+    tokens = float(seqs.length[chosen].sum())
+    if tokens:
+        own = float(seqs.policy[chosen].double().sum())
+        metrics.add("logps/chosen_per_token", own, tokens)
+        if seqs.reference is not None:
+            metrics.add("log_ratios/chosen_per_token", own - float(seqs.reference[chosen].double().sum()), tokens)
 
 
 def _add(metrics: MeanMetrics, name: str, values: Tensor) -> None:

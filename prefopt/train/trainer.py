@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import TrainOutput
 
 from prefopt.data import PreferenceData, PreferenceStream, StepPlan, Weighted, build_packs
 from prefopt.errors import RunError
 from prefopt.losses import Loss
-from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.models.references import FrozenModel, Reference
 from prefopt.records import Pack
 from prefopt.train.arguments import PreferenceArguments
-from prefopt.train.callbacks import ExactEpoch
-from prefopt.train.checkpoint import last_whole_checkpoint, missing_parts, rotate, staged
+from prefopt.train.callbacks import EndOfStep, ExactEpoch
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
+from prefopt.train.finite import FILE as NON_FINITE
+from prefopt.train.finite import Culprits, is_finite
 from prefopt.train.metrics import MeanMetrics, preference_metrics
+from prefopt.train.offload import forward_context
+from prefopt.train.pace import Pace, peak_memory
+from prefopt.train.reference import reference_of, release_if_stored
 from prefopt.train.retry import PackLimit
+from prefopt.train.saving import ResumableTrainer
 from prefopt.train.scored import check_extras
 from prefopt.train.step import StepResult, evaluate_step, run_step
 
-STATE = "prefopt_state.json"
+Measure = Callable[[PackedModel, Reference, int], Mapping[str, float]]
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Trains a policy on preferences: schedulers, loggers, callbacks and mixed precision are transformers' own.
 
     The loader yields one item a step, `{"micro": [pack, ...]}`; `training_step` walks the packs. How a step is cut
@@ -57,6 +57,8 @@ class PreferenceTrainer(Trainer):
         group_prompts: let examples of one prompt stand in one step, where they fit.
         weights: how much of an epoch each source of `data` makes; a stream has weights of its own.
         workers: processes that build packs ahead; a stream has workers of its own.
+        measures: called at every evaluation with the policy, the reference (both ready to score packs) and the step;
+            each returns more numbers by name, logged behind `eval_`.
 
     Raises:
         DataError: the data can't serve the loss, or has an example that is too long where that is refused.
@@ -79,6 +81,7 @@ class PreferenceTrainer(Trainer):
         group_prompts: bool = True,
         weights: Sequence[Weighted] = (),
         workers: int = 0,
+        measures: Sequence[Measure] = (),
     ) -> None:
         # What a loss remembers belongs to a run: the caller's own stays as it is.
         self.loss_module = loss = copy.deepcopy(loss)
@@ -100,20 +103,27 @@ class PreferenceTrainer(Trainer):
         loss.to(self.args.device)
         self.packed = PackedModel(model)
         self.reference = self._reference(reference, tokenizer)
+        self.add_callback(EndOfStep(self.reference))
         check_extras(loss, self.packed, self.reference)
         self.feed.check_longest(shared=self.packed.admission.shared)
         self._limit = PackLimit()
+        self._measures = tuple(measures)
         self._window = MeanMetrics()
+        self._pace = Pace()
         self._tokens = 0
-        self._resume: dict[str, Any] | None = None
-        self._staging: Path | None = None
+        self._skipped = 0
 
     def _reference(self, wanted: Any, tokenizer: PreTrainedTokenizerBase | None) -> Reference:
         if isinstance(wanted, Reference):
             return wanted
         if isinstance(wanted, nn.Module):
             return FrozenModel(self.packed, PackedModel(wanted), "the model was given as the reference.")
-        return build_reference(wanted, self.packed, needed=self.loss_module.needs_reference, tokenizer=tokenizer)
+        built = reference_of(wanted, self.packed, self.loss_module, self.feed, self.arguments, tokenizer=tokenizer)
+        with self.accelerator.autocast():
+            device = self.args.device.type
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        release_if_stored(built, self.loss_module, self.feed, self.eval_data, self.arguments, autocast)
+        return built
 
     # ---- data ----
 
@@ -144,9 +154,11 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run one step's packs forward and backward; returns the step's loss, detached."""
+        self._pace.start()
         model.train()
         self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
+        context = forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload)
 
         def step(packs: Sequence[Pack]) -> StepResult:
             return run_step(
@@ -155,15 +167,40 @@ class PreferenceTrainer(Trainer):
                 self.loss_module,
                 packs,
                 backward=self.accelerator.backward,
-                autocast=self.accelerator.autocast,
+                autocast=context,
             )
 
-        result = self._limit.run(packs, step, self.model.parameters())
+        # One of several processes can't start its step anew: the others wait for it in the middle.
+        alone = self.args.world_size == 1
+        result = self._limit.run(packs, step, self.model.parameters()) if alone else step(packs)
+        tokens = sum(pack.tokens.numel() for pack in packs)
+        self._tokens += tokens
+        self._pace.add(tokens)
+        # A gradient that is scaled for float16 may overflow: its scaler sees to that.
+        if self.accelerator.scaler is None and not is_finite(result.loss, model.parameters()):
+            return self._not_finite(packs)
         if self.state.global_step == 0:
             self._check_start(result)
         self._window.update(result.metrics)
-        self._tokens += sum(pack.tokens.numel() for pack in packs)
+        self._window.add("loss", result.loss, 1)
         return torch.tensor(result.loss, device=self.args.device)
+
+    def _not_finite(self, packs: Sequence[Pack]) -> Tensor:
+        """Save the rows of a step that is no number; then stop, or leave the weights as they are."""
+        step, path = self.state.global_step + 1, Path(str(self.args.output_dir)) / NON_FINITE
+        culprits = Culprits(self.packed, self.reference, packs)
+        sources = self.feed.sources(self.state.global_step)
+        culprits.write(path, step, sources, self.processing_class)
+        sentence = culprits.sentence(step, sources, path)
+        if self.arguments.non_finite == "stop":
+            raise RunError(
+                f"{sentence} The weights are those of the step before. Lower train.learning_rate, compute in "
+                "model.dtype=float32, take the rows out, or write train.non_finite: skip."
+            )
+        warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
+        self.model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
+        self._skipped += 1
+        return torch.zeros((), device=self.args.device)
 
     def _check_start(self, result: StepResult) -> None:
         """Say it when policy and reference differ before the first update: rewards would not start at zero."""
@@ -179,13 +216,18 @@ class PreferenceTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            del logs["loss"]  # the Trainer's mean counts steps that were skipped
             logs.update(self._window.means())
             logs["tokens"] = self._tokens
+            logs.update(self._pace.take())
+            logs["memory_bytes"] = peak_memory(self.args.device)
+            if self._skipped:
+                logs["skipped_steps"] = self._skipped
             self._window = MeanMetrics()
-        if "train_loss" in logs and self._resume:
+        if "train_loss" in logs and (self._resume or self._skipped):
             # The Trainer averages over the steps since the resume; a run's loss is over all its steps.
-            total = self._total_loss_scalar + self._resume["total_loss"]
-            logs["train_loss"] = total / max(self.state.global_step, 1)
+            total = self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0)
+            logs["train_loss"] = total / max(self.state.global_step - self._skipped, 1)
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -205,20 +247,34 @@ class PreferenceTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         loss.eval()
+        measured: dict[str, float] = {}
         try:
-            with self._attached(), self.accelerator.autocast():
-                output, seqs = evaluate_step(self.packed, self.reference, loss, list(self._eval_packs(data)))
+            with self._pace.paused(), self._attached():
+                with self.accelerator.autocast():
+                    output, seqs = evaluate_step(self.packed, self.reference, loss, list(self.eval_packs(data)))
+                for measure in self._measures:
+                    measured |= measure(self.packed, self.reference, self.state.global_step)
         finally:
             self.model.train(was_training)
             loss.train()
-        means = {"loss": float(output.loss.sum() / output.weight.sum()), **preference_metrics(seqs, output).means()}
+        means = {
+            "loss": float(output.loss.sum() / output.weight.sum()),
+            **preference_metrics(seqs, output).means(),
+            **measured,
+        }
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - began
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _eval_packs(self, data: PreferenceData) -> Iterator[Any]:
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        with self.packed.attached(), self.reference.attached():
+            yield
+
+    def eval_packs(self, data: PreferenceData) -> Iterator[Any]:
+        """Yield the packs that `evaluate` computes for data in the form that the loss asks for."""
         plan = StepPlan(data, examples_per_step=len(data), seed=0, mismatched=self.loss_module.needs_mismatched)
         admission = self.packed.admission
         packs = build_packs(
@@ -228,148 +284,3 @@ class PreferenceTrainer(Trainer):
             one_row=admission.one_row,
         )
         return (pack.to(self.args.device) for pack in packs)
-
-    # ---- checkpoints ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Train, or go on from a checkpoint (True: the newest whole one of the run).
-
-        Raises `RunError` when the named checkpoint is incomplete or was made from other data or steps.
-        """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        self._resume = None if checkpoint is None else self._read_state(checkpoint)
-        if checkpoint is not None and self._resume is not None and self._is_finished(checkpoint):
-            total = self._resume["total_loss"] + self._resume["loss_sum"]
-            return TrainOutput(self.state.global_step, total / max(self.state.global_step, 1), {})
-        with self._attached():
-            output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
-        return output._replace(training_loss=output.metrics["train_loss"])
-
-    def _is_finished(self, checkpoint: Path) -> bool:
-        """Load a checkpoint made after the last step and say so: the Trainer's loop would run one step too many."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        planned = self.args.max_steps
-        if planned < 0:
-            planned = math.ceil(self.args.num_train_epochs * self.feed.steps_per_epoch)
-        if state.global_step < planned:
-            return False
-        self._load_from_checkpoint(str(checkpoint))
-        self._load_loss(self._resume)
-        self.state = state
-        return True
-
-    @contextmanager
-    def _attached(self) -> Iterator[None]:
-        with self.packed.attached(), self.reference.attached():
-            yield
-
-    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
-        if not wanted:
-            return None
-        if wanted is True:
-            found = last_whole_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                warnings.warn(f"{self.args.output_dir} has no whole checkpoint; starting at step 0.", stacklevel=3)
-            return found
-        if wrong := missing_parts(Path(wanted)):
-            raise RunError(f"checkpoint {wanted} can't be resumed: {'; '.join(wrong)}. Name another, or leave it out.")
-        return Path(wanted)
-
-    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-        mine = self._identity()
-        if changed := [name for name, value in mine.items() if state["identity"].get(name) != value]:
-            raise RunError(
-                f"checkpoint {checkpoint} was made with other {' and '.join(changed)}, so the run can't go on exactly; "
-                "restore them, or start in a new train.output_dir."
-            )
-        return state
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            **self.feed.identity(),
-            "loss": repr(self.loss_module),
-        }
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run = Path(super()._get_output_dir(trial))
-        final = run / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with staged(final) as folder:
-                # super() writes into `<output dir>/checkpoint-N`: let that be a folder inside, then lift it up.
-                self._staging = folder
-                super()._save_checkpoint(model, trial)
-                inner = folder / final.name
-                for path in inner.iterdir():
-                    path.rename(folder / path.name)
-                inner.rmdir()
-                if self.state.best_global_step:
-                    self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        finally:
-            self._staging, self.args.save_total_limit = None, limit
-        best = self.state.best_model_checkpoint
-        rotate(run, limit, Path(best) if best else None)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, folder)
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            self.processing_class.save_pretrained(str(folder))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        state = {
-            "identity": self._identity(),
-            "window": self._window.state_dict(),
-            "tokens": self._tokens,
-            "loss": {name: buffer.tolist() for name, buffer in self.loss_module.state_dict().items()},
-            "loss_sum": float(self._tr_loss),
-            "total_loss": self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0),
-            "last_logged": self._globalstep_last_logged,
-            "place": self.callback_handler.train_dataloader.state_dict(),
-        }
-        (Path(output_dir) / STATE).write_text(json.dumps(state))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore what the Trainer forgets; it calls this just before it asks the loader for the first step."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or self._resume is None:
-            return
-        self._window = MeanMetrics.from_state(self._resume["window"])
-        self._tokens = self._resume["tokens"]
-        self._load_loss(self._resume)
-        self._tr_loss += self._resume["loss_sum"]
-        self._globalstep_last_logged = self._resume["last_logged"]
-        self.callback_handler.train_dataloader.load_state_dict(self._resume["place"])
-
-    def _load_loss(self, state: dict[str, Any] | None) -> None:
-        """Let the loss remember what it did when `state` was saved."""
-        for name, buffer in self.loss_module.state_dict().items():
-            if state is not None:
-                buffer.copy_(torch.tensor(state["loss"][name], dtype=buffer.dtype))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        best = self.state.best_model_checkpoint
-        if best and (Path(best) / STATE).is_file():
-            self._load_loss(json.loads((Path(best) / STATE).read_text()))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Copy weights into the model as it stands: PEFT's own loader would change an adapter's dtype."""
-        target = model or self.model
-        weights = Path(resume_from_checkpoint) / "adapter_model.safetensors"
-        if not isinstance(target, PeftModel) or not weights.is_file():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        result = set_peft_model_state_dict(target, load_file(weights), adapter_name=target.active_adapter)
-        if result.unexpected_keys:
-            raise RunError(
-                f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
-                "no place in it. Resume with the recipe the run began with."
-            )

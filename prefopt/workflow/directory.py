@@ -11,6 +11,7 @@ from prefopt.recipe import Recipe, dump_recipe, load_recipe
 
 RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.json", "metrics.jsonl"
 REJECTED, SAMPLES, ADAPTER, MODEL = "rejected_rows.jsonl", "samples.json", "adapter", "model"
+SAMPLES_DURING, ALARMS = "samples_during.jsonl", "alarms.jsonl"
 BEFORE, AFTER = "eval/before.json", "eval/after.json"
 INPUTS = "inputs"  # data that was made for this run
 BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REJECTED, f"eval_{REJECTED}"}
@@ -44,10 +45,10 @@ def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ; where the run lies and who prepares its data does not count."""
+    """Return the dotted keys whose values differ; where run and cache lie, who prepares data and alarms don't count."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers"})
-    return [key for key in keys if before.get(key) != after.get(key)]
+    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers", "reference.cache_dir"})
+    return [key for key in keys if before.get(key) != after.get(key) and not key.startswith("alarms.")]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -58,7 +59,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader, or a kill, never meets half of it."""
+    replace_text(path, json.dumps(content, indent=1))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(content, indent=1))
+    aside.write_text(text)
     aside.replace(path)

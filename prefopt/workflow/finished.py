@@ -45,7 +45,7 @@ def load_run(run: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenize
         model, tokenizer = load_policy(recipe.model, trainable=False, name=str(run / MODEL), lora=None)
     elif (run / ADAPTER).is_dir():
         lora = {} if recipe.model.lora is None else {"dtype": recipe.model.lora.dtype}
-        model, tokenizer = load_policy(recipe.model, trainable=False, adapter=str(run / ADAPTER), lora=lora)
+        model, tokenizer = load_policy(recipe.model, trainable=False, adapter=str(run / ADAPTER), lora=lora, peft=None)
     else:
         raise RunError(f"{run} has not finished training; finish it by prefopt train {run / RECIPE} --resume.")
     return model, tokenizer, recipe
@@ -96,10 +96,18 @@ def eval_pairs_run(
 
 
 def _run_reference(recipe: Recipe, packed: PackedModel) -> Reference:
-    """Return what a finished run was compared with: for a new adapter its base, otherwise the model by its name."""
+    """Return what a finished run was compared with: for a new LoRA adapter its base, otherwise the model it was."""
     if recipe.reference.kind == "model":
         return build_reference(recipe.reference, packed, needed=True)
-    if isinstance(packed.model, PeftModel) and recipe.model.adapter is None:
+    new = isinstance(packed.model, PeftModel) and recipe.model.adapter is None
+    if new and (recipe.reference.kind == "adapter_off" or _starts_as_base(recipe)):
         return build_reference("adapter_off", packed, needed=True)
-    start, _ = load_policy(recipe.model, trainable=False)
+    start, _ = load_policy(recipe.model, trainable=new, seed=recipe.train.arguments().seed)
     return FrozenModel(packed, PackedModel(start), "the model that the run began with.")
+
+
+def _starts_as_base(recipe: Recipe) -> bool:
+    """Whether the recipe's new adapter changes nothing at first and takes over nothing of the base weights."""
+    model = recipe.model
+    start = None if model.lora is None else model.lora.passthrough().get("init_lora_weights", True)
+    return model.peft is None and start in (True, "gaussian", "orthogonal")

@@ -25,7 +25,6 @@ def load_data(
             tokenizer,
             weights=weights_of(recipe),
             window=options.window,
-            workers=options.workers,
             rejected_to=run / REJECTED,
             **options.options("train"),
         )

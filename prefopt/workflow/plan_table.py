@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefopt.losses import build
-from prefopt.models.config import LoraSection, ModelConfig
+from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection
 from prefopt.models.plan.machine import GIB, Machine
 from prefopt.models.plan.passes import Passes, PassOptions
 from prefopt.models.plan.policy import PlannedPolicy, settings_of
@@ -35,17 +35,14 @@ def known_models() -> dict[str, dict[str, Any]]:
     return found
 
 
-def plan_table() -> str:
-    """Return the table: the largest token budget by model, way and card; a dash where not one pair fits."""
-    lines = [
-        f"| model | way | {' | '.join(f'{size} GB' for size in SIZES)} |",
-        f"| {'--- | ' * (len(SIZES) + 2)}".rstrip(),
-    ]
+def plan_table() -> Iterator[str]:
+    """Yield the lines of the table: the largest token budget by model, way and card; a dash where not one pair fits."""
+    yield f"| model | way | {' | '.join(f'{size} GB' for size in SIZES)} |"
+    yield f"| {'--- | ' * (len(SIZES) + 2)}".rstrip()
     for name, values in known_models().items():
         for way in WAYS:
             cells = [f"{budget:,}" if budget else "-" for budget in budgets(values, way)]
-            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            yield f"| {name} | {way} | {' | '.join(cells)} |"
 
 
 def budgets(values: dict[str, Any], way: str) -> Iterator[int | None]:
@@ -63,10 +60,11 @@ def budgets(values: dict[str, Any], way: str) -> Iterator[int | None]:
 @cache
 def _traced(values: str, way: str) -> tuple[Weights, Passes, Passes]:
     full = way.startswith("full")
-    config = ModelConfig(name="known", lora=None if full else LoraSection())
+    stored = QuantizationSection(type="nf4") if "nf4" in way else None
+    config = ModelConfig(name="known", lora=None if full else LoraSection(), quantization=stored)
     checkpoints = "checkpoints" in way
     policy = PlannedPolicy(settings_of(json.loads(values)), config, torch.bfloat16, True, checkpoints)
-    weights = policy.weights("adamw_torch_fused", "nf4" if "nf4" in way else None)
+    weights = policy.weights("adamw_torch_fused")
     pair = shaped(build("dpo"), PAIR)
     low, high = (policy.passes(filled([pair], at), PassOptions(), reference=True) for at in _AT)
     return weights, low, high

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 
 from prefopt import environment
 from prefopt.data import PreferenceData, PreferenceStream
@@ -19,24 +20,28 @@ from prefopt.models import load_policy
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.recipe import Recipe, dump_recipe
-from prefopt.sampling import generate
+from prefopt.train.alarms import Alarms
 from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
 from prefopt.workflow.budget import begun_with, settle_budget
 from prefopt.workflow.directory import (
     AFTER,
+    ALARMS,
     BEFORE,
     DATA,
     ENVIRONMENT,
     METRICS,
     RECIPE,
     SAMPLES,
+    SAMPLES_DURING,
     claim_directory,
     write_json,
 )
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
+from prefopt.workflow.reference import note_reference
+from prefopt.workflow.samples import SampleWatch, sample_texts
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def train_run(
     data, held_out = load_data(recipe, tokenizer, run)
 
     progress = [ProgressLine(console)] if console else []
+    alarms = Alarms(recipe.alarms, console.print if console else warnings.warn, run / ALARMS)
     trainer = PreferenceTrainer(
         model,
         data,
@@ -91,10 +97,11 @@ def train_run(
         args,
         eval_data=held_out,
         tokenizer=tokenizer,
-        callbacks=[MetricsFile(run / METRICS), *progress, *callbacks],
+        callbacks=[MetricsFile(run / METRICS), *progress, alarms, *callbacks],
         group_prompts=recipe.data.group_prompts,
         weights=() if isinstance(data, PreferenceStream) else weights_of(recipe),
-        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers,
+        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
+        measures=[SampleWatch(run / SAMPLES_DURING, tokenizer, held_out, recipe.eval)],
     )
     pairs = _pairs(held_out, say)
     measured = pairs or held_out
@@ -110,8 +117,9 @@ def train_run(
 
     if not (run / SAMPLES).is_file():  # written last, so a resumed run has its measures before training or takes them
         say("measuring before training")
-        _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / BEFORE)
-        write_json(run / SAMPLES, [{**s, "after": []} for s in _sample(recipe, model, tokenizer, held_out, "before")])
+        _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / BEFORE)
+        untrained = sample_texts(recipe.eval, model, tokenizer, held_out, "before")
+        write_json(run / SAMPLES, [{**sample, "after": []} for sample in untrained])
     try:
         output = trainer.train(resume_from_checkpoint=resume)
     finally:
@@ -121,10 +129,12 @@ def train_run(
         write_json(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
     save_result(model, tokenizer, run)
     say("measuring after training")
-    after = _evaluate(trainer.packed, trainer.reference, pairs, recipe, run / AFTER)
+    after = _evaluate(trainer.packed, trainer.reference.start, pairs, recipe, run / AFTER)
     drawn = json.loads((run / SAMPLES).read_text())
-    tuned = _sample(recipe, model, tokenizer, held_out, "after")
+    tuned = sample_texts(recipe.eval, model, tokenizer, held_out, "after")
     write_json(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
+    if asked := note_reference(trainer.reference, run):
+        say(asked)
     before = PairEvaluation.from_dict(json.loads((run / BEFORE).read_text())) if after else None
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
 
@@ -176,23 +186,6 @@ def _evaluate(
     evaluation = evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
     write_json(path, evaluation.to_dict())
     return evaluation
-
-
-def _sample(
-    recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: PreferenceData | None, when: str
-) -> list[dict[str, Any]]:
-    """Complete the first distinct held-out prompts: [{"prompt": text, when: [completion, ...]}]."""
-    options = recipe.eval
-    if data is None or not options.samples:
-        return []
-    prompts = list(dict.fromkeys(example.prompt for example in data))[: options.samples]
-    repeated = [list(prompt) for prompt in prompts for _ in range(options.samples_per_prompt)]
-    texts = generate(
-        model, tokenizer, repeated, max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=0
-    )
-    n = options.samples_per_prompt
-    shown = [tokenizer.decode(list(prompt), skip_special_tokens=True) for prompt in prompts]
-    return [{"prompt": text, when: texts[i * n : (i + 1) * n]} for i, text in enumerate(shown)]
 
 
 def _silent(text: str) -> None:

@@ -42,7 +42,7 @@ def test_fingerprint_tells_where_the_prompt_ends():
 
 
 def test_attended_pairs_and_flops_are_those_counted_by_hand():
-    from paired.flops import Shape, attended, count
+    from paired.flops import Shape, attended, attention_flops, count, count_full
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +60,8 @@ def test_attended_pairs_and_flops_are_those_counted_by_hand():
                          num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
     model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     head = model.get_output_embeddings().weight
-    counted = count(model, pack, head=head, layers=1, query_size=4, reference=True)
+    attention = attention_flops(config, pack, reference=True)
+    counted = count(model, pack, head=head, attention=attention, reference=True)
     # 6 tokens, 3 of them scored; q has no input gradient in the first layer, down (6 -> 4) has
     assert counted.base == {
         Shape(6, 4, 4): 2, Shape(6, 6, 4): 2, Shape(6, 4, 6): 1, Shape(3, 4, 11): 2, Shape(3, 11, 4): 1
@@ -68,6 +69,18 @@ def test_attended_pairs_and_flops_are_those_counted_by_hand():
     q_down, q_up, down_down, down_up = 2 * 6 * 4 * 2, 2 * 6 * 2 * 4, 2 * 6 * 6 * 2, 2 * 6 * 2 * 4
     assert counted.adapter == (2 * q_down + 3 * q_up) + (3 * down_down + 3 * down_up)
     assert counted.attention == 2 * 4 * 19 * (2 * 2 + 4)
+    # A window of 2: the prompt's tokens see 1, 2, 2 keys, a completion's 2 each
+    assert attended(pack, 2) == 5 + 4 + 2
+    assert attended(rows, 2) == (5 + 4) + (5 + 2)
+
+    plain = LlamaForCausalLM(config)
+    full = count_full(plain, pack, attention=7, head=plain.get_output_embeddings().weight, reference=False)
+    # q, o: 4 -> 4; k, v: 4 -> 2; gate, up: 4 -> 6; down: 6 -> 4; of 3 scored tokens the head: 4 -> 11
+    assert full.base[Shape(6, 4, 4)] == 4  # forward and the input's gradient of both
+    assert full.base[Shape(4, 6, 4)] == 2  # the weight's gradient
+    assert full.base[Shape(6, 4, 6)] == full.base[Shape(6, 6, 4)] == 3
+    assert full.base[Shape(11, 3, 4)] == full.base[Shape(3, 11, 4)] == full.base[Shape(3, 4, 11)] == 1
+    assert full.attention == 7
 
 
 def test_both_adapters_start_from_the_same_numbers_whatever_their_dtype():
@@ -112,25 +125,39 @@ def tiny_model(folder: Path) -> Path:
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="the extra `peers` is not installed")
 @pytest.mark.parametrize(
-    "comparison",
-    ["none", *(pytest.param(name, marks=pytest.mark.soak) for name in ("complete", "training part"))],
+    ("comparison", "options"),
+    [
+        ("none", []),
+        pytest.param("none", ["--policy", "full", "--loss", "kto"], marks=pytest.mark.soak),
+        pytest.param("none", ["--policy", "full"], marks=pytest.mark.soak),
+        pytest.param("none", ["--loss", "kto", "--prompts", "long"], marks=pytest.mark.soak),
+        pytest.param("complete", [], marks=pytest.mark.soak),
+        pytest.param("training part", [], marks=pytest.mark.soak),
+        pytest.param(
+            "training part", ["--policy", "full", "--loss", "kto", "--trl", "autocast"], marks=pytest.mark.soak
+        ),
+    ],
 )
-def test_both_sides_train_on_the_same_tokens_and_agree_on_the_first_step(tmp_path, comparison):
+def test_both_sides_train_on_the_same_tokens_and_agree_on_the_first_step(tmp_path, comparison, options):
     command = [sys.executable, str(BENCHMARKS / "vs_trl.py"), "--steps", "1", "--warmup", "1", "--repeats", "1",
                "--trl", "bf16", "--threads", "1", "--comparison", comparison,
-               "--model", str(tiny_model(tmp_path / "model"))]  # fmt: skip
+               "--model", str(tiny_model(tmp_path / "model")), *options]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     whole = json.loads(done.stdout.splitlines()[-1])
-    same = whole["same"]
-    assert same["token_ids"]
-    assert same["loss"]["ours"] == pytest.approx(same["loss"]["trl"], rel=1e-3)
-    assert same["grad_norm"]["ours"] == pytest.approx(same["grad_norm"]["trl"], rel=1e-3)
-    assert same["loss"]["ours"] != pytest.approx(0.6931, abs=1e-4)
+    (cell,) = whole["cells"]
+    same = cell["same"]
+    assert same.pop("within_tolerance")
+    assert same.pop("token_ids")
+    assert same.keys() == ({"logps/chosen", "logps/rejected"} if "kto" in options else {"loss", "grad_norm"})
+    for numbers in same.values():
+        assert numbers["ours"] == pytest.approx(numbers["trl"], rel=1e-3)
+    if "loss" in same:
+        assert same["loss"]["ours"] != pytest.approx(0.6931, abs=1e-6)
     if comparison == "none":
-        assert whole["results"] == {}
+        assert cell["results"] == {}
         return
-    result = whole["results"][comparison]
+    result = cell["results"][comparison]
     for key in ("speed_ratio", "memory_ratio", "wall_ratio"):
         assert 0 < result[key]["min"] <= result[key]["median"] <= result[key]["max"]
     assert result["flops"]["share"] > 0

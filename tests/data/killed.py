@@ -21,15 +21,15 @@ from prefopt.data import (
     Weighted,
     encode,
     load_preferences,
-    read,
     stream,
 )
+from prefopt.data.read import text
 from tests.toys import byte_tokenizer, pair_rows, write_rows
 from tests.train.killed import killed_at
 
 KINDS = ("map", "map mixture", "stream", "stream mixture")
 POINTS: dict[str, tuple[Any, str]] = {
-    "reading a row": (read, "_parse_line"),
+    "reading a row": (text, "_parse_line"),
     "building packs": (stream, "build_packs"),
     "tokenizing in a worker": (encode.RowEncoder, "__call__"),
     "writing a step": (json, "dumps"),

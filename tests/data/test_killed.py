@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ STEPS = 40
 def start(kind: str, workers: int, out: Path, *kill: str) -> int:
     command = [sys.executable, "-m", "tests.data.killed", kind, str(workers), str(STEPS), str(out), *kill]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=ROOT)
-    assert done.returncode == 0 or kill, done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
+    killed = done.returncode == -signal.SIGKILL or "A process that prepares data died" in done.stderr
+    assert done.returncode == 0 or (kill and killed), done.stderr
     return done.returncode
 
 
@@ -49,6 +51,7 @@ def test_a_killed_loader_goes_on_to_the_token(tmp_path: Path, kind: str, workers
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("workers", [0, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loader_killed_again_and_again_goes_on_to_the_token(tmp_path: Path, kind: str, workers: int) -> None:
@@ -77,6 +80,7 @@ def test_every_rank_goes_on_to_the_token(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_streaming_two_gigabytes_grows_memory_by_less_than_300_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     notes = "x" * 2900  # a column that nothing uses, so that most of the time is not the tokenizer's

@@ -220,7 +220,7 @@ def test_a_cut_that_changes_tokens_is_noticed_and_given_up():
     misled._chat = ChatTemplate(tokenizer)
     misled._chat.openers = ("ea?",)  # no special token: what comes before it does touch it
     assert misled.encode(rows) == sound
-    assert not misled._cuts_openings
+    assert not misled.shortcuts.cuts
 
 
 def test_one_row_with_several_completions_keeps_their_order():

@@ -25,8 +25,9 @@ def load(*args: Any, **kwargs: Any) -> Any:
     return load_policy(*args, **{"device": "cpu", "dtype": "float32", **kwargs})
 
 
-def gpt2(folder: Path) -> Path:
+def gpt2(folder: Path, *, positions: int = 64) -> Path:
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(folder)
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=positions)
+    GPT2LMHeadModel(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

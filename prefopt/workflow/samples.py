@@ -1,0 +1,96 @@
+"""Samples to read: before, during and after training, of the same held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.data import PreferenceData
+from prefopt.eval import EvalConfig, sampled_kl
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import Reference
+from prefopt.sampling import generate, generate_ids
+from prefopt.train.callbacks import read_metrics
+from prefopt.workflow.directory import replace_text
+
+Tokens = tuple[int, ...]
+
+
+def sample_texts(
+    options: EvalConfig, model: Any, tokenizer: PreTrainedTokenizerBase, data: PreferenceData | None, when: str
+) -> list[dict[str, Any]]:
+    """Complete the first distinct held-out prompts: [{"prompt": text, when: [completion, ...]}]."""
+    prompts = _prompts(options, data)
+    if not prompts:
+        return []
+    texts = generate(
+        model,
+        tokenizer,
+        [list(prompt) for prompt in _repeated(prompts, options)],
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=0,
+    )
+    n = options.samples_per_prompt
+    shown = [tokenizer.decode(list(prompt), skip_special_tokens=True) for prompt in prompts]
+    return [{"prompt": text, when: texts[i * n : (i + 1) * n]} for i, text in enumerate(shown)]
+
+
+class SampleWatch:
+    """Completes held-out prompts at every evaluation during training: texts to read, and the KL that they show.
+
+    The texts go to a file of JSON Lines, one a prompt and evaluation: {"step", "prompt", "completions"}.
+    """
+
+    def __init__(
+        self, path: Path, tokenizer: PreTrainedTokenizerBase, data: PreferenceData | None, options: EvalConfig
+    ) -> None:
+        self.path = path
+        self._tokenizer = tokenizer
+        self._options = options
+        self._prompts = _prompts(options, data)
+
+    def __call__(self, policy: PackedModel, reference: Reference, step: int) -> Mapping[str, float]:
+        """Return `kl` and `kl_per_token`, nats; nothing where samples don't show it (temperature, no reference)."""
+        if not self._prompts:
+            return {}
+        options, prompts = self._options, _repeated(self._prompts, self._options)
+        with policy.detached():
+            completions = generate_ids(
+                policy.model,
+                self._tokenizer,
+                [list(prompt) for prompt in prompts],
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                seed=0,
+            )
+        self._keep(step, completions)
+        compared = reference.live  # samples are never asked for again: they don't belong in a cache
+        if options.temperature != 1 or compared is None:
+            return {}
+        kl = sampled_kl(policy, compared, prompts, completions, token_budget=options.token_budget)
+        return {} if kl is None else {"kl": kl.per_completion, "kl_per_token": kl.per_token}
+
+    def _keep(self, step: int, completions: list[Tokens]) -> None:
+        """Write the texts; those of this step and later ones, of a run that was killed behind it, are replaced."""
+        n, decode = self._options.samples_per_prompt, self._tokenizer.decode
+        records = [record for record in read_metrics(self.path) if record["step"] < step]
+        for i, prompt in enumerate(self._prompts):
+            texts = [str(decode(list(c), skip_special_tokens=True)) for c in completions[i * n : (i + 1) * n]]
+            shown = decode(list(prompt), skip_special_tokens=True)
+            records.append({"step": step, "prompt": shown, "completions": texts})
+        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _prompts(options: EvalConfig, data: PreferenceData | None) -> list[Tokens]:
+    if data is None:
+        return []
+    return list(dict.fromkeys(example.prompt for example in data))[: options.samples]
+
+
+def _repeated(prompts: list[Tokens], options: EvalConfig) -> list[Tokens]:
+    return [prompt for prompt in prompts for _ in range(options.samples_per_prompt)]
