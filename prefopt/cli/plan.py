@@ -53,7 +53,8 @@ def plan(
     if table:
         from prefopt.workflow.plan_table import plan_table
 
-        results().print(plan_table(), soft_wrap=True, highlight=False, markup=False)
+        for line in plan_table():  # each takes some seconds
+            results().print(line, soft_wrap=True, highlight=False, markup=False)
         return
     if recipe is None:
         raise RecipeError("prefopt plan needs a recipe: name its YAML file.")

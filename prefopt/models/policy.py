@@ -72,7 +72,7 @@ def load_policy(
         base.to(device)
     base.requires_grad_(weights_train)
     if weights_train:
-        _freeze(base, config.freeze)
+        freeze(base, config.freeze)
     policy = _with_adapter(base, config, trainable=trainable, seed=seed)
     if config.compile:
         want_compiled(policy, device)
@@ -97,7 +97,7 @@ def _with_adapter(base: Any, config: ModelConfig, *, trainable: bool, seed: int)
     return policy
 
 
-def _freeze(model: Any, patterns: Sequence[str]) -> None:
+def freeze(model: Any, patterns: Sequence[str]) -> None:
     """Leave out of training what the patterns name; a tied weight is embeddings and head at once."""
     parts = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     for pattern in patterns:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prefopt.data import build_packs
 from prefopt.losses import Loss
 from prefopt.records import Group
+from prefopt.train.offload import forward_context
 from prefopt.train.retry import is_out_of_memory
 from prefopt.train.step import run_step
 from prefopt.train.trainer import PreferenceTrainer
@@ -63,7 +64,9 @@ def _fits(trainer: PreferenceTrainer, groups: Sequence[Group], budget: int, spar
                     _own(trainer.loss_module),
                     [largest],
                     backward=_backward,
-                    autocast=trainer.accelerator.autocast,
+                    autocast=forward_context(
+                        trainer.model, trainer.accelerator.autocast, offload=trainer.arguments.activation_offload
+                    ),
                 )
             del held
         except (RuntimeError, MemoryError) as error:

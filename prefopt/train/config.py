@@ -80,7 +80,7 @@ class TrainConfig(Section):
         try:
             own = {name: getattr(self, name) for name in type(self).model_fields if name != "output_dir"}
             if self.token_budget == "auto":
-                own["token_budget"] = DEFAULT_BUDGET
+                own |= {"token_budget": DEFAULT_BUDGET, "over_budget": "own_pack"}  # it will hold every example
             return PreferenceArguments(output_dir=str(self.output_dir), **own, **(self.__pydantic_extra__ or {}))
         except ValueError as error:
             raise RecipeError(f"the train section contradicts itself: {error}") from error

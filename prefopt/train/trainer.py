@@ -184,7 +184,7 @@ class PreferenceTrainer(ResumableTrainer):
         model.train()
         self.loss_module.train()
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
-        offload = self.arguments.activation_offload
+        context = forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload)
 
         def step(packs: Sequence[Pack]) -> StepResult:
             return run_step(
@@ -193,7 +193,7 @@ class PreferenceTrainer(ResumableTrainer):
                 self.loss_module,
                 packs,
                 backward=self.accelerator.backward,
-                autocast=forward_context(self.model, self.accelerator.autocast, offload=offload),
+                autocast=context,
                 ranks=self.ranks,
             )
 

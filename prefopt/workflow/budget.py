@@ -43,7 +43,7 @@ def settle_budget(trainer: PreferenceTrainer, recipe: Recipe, say: Callable[[str
         return recipe
     budget = DEFAULT_BUDGET
     if isinstance(trainer.feed, Feed):
-        lengths = lengths_of(trainer.feed, recipe)
+        lengths = lengths_of(trainer.feed, trainer.arguments)
         footprint = _footprint(trainer, recipe, lengths)
         guess = footprint.largest_budget(_room(trainer, footprint)) or lengths.longest
         # More than the longest step has no point; what is less is rounded, so that it doesn't change with the weather.
@@ -65,7 +65,7 @@ def _footprint(trainer: PreferenceTrainer, recipe: Recipe, lengths: Lengths) -> 
         gpu=trainer.args.device.type == "cuda",
         checkpointing=bool(trainer.args.activation_checkpointing),
     )
-    return Footprint(policy, recipe, trainer.loss_module, lengths, str(trainer.args.optim.value))
+    return Footprint(policy, recipe, trainer.loss_module, lengths, trainer.arguments, str(trainer.args.optim.value))
 
 
 def _room(trainer: PreferenceTrainer, footprint: Footprint) -> float:

@@ -14,6 +14,7 @@ from prefopt.losses import Loss
 from prefopt.models.plan.policy import planned_tokenizer
 from prefopt.recipe import Recipe
 from prefopt.records import Group
+from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.feed import Feed, feed_of
 from prefopt.workflow.inputs import load_data, weights_of
 
@@ -41,7 +42,7 @@ class Lengths:
     """Half a sentence: where this is known from."""
 
 
-def read_lengths(recipe: Recipe, loss: Loss) -> Lengths:
+def read_lengths(recipe: Recipe, loss: Loss, args: PreferenceArguments) -> Lengths:
     """Tokenize the recipe's data, which the cache may know, and look at its first steps.
 
     Raises:
@@ -49,19 +50,17 @@ def read_lengths(recipe: Recipe, loss: Loss) -> Lengths:
     """
     if recipe.data.streaming:
         raise PrefoptError("the data is a stream")
-    args = recipe.train.arguments()
     tokenizer = planned_tokenizer(recipe.model)
     alone = recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval": None})})
     with TemporaryDirectory() as folder:
         data, _ = load_data(alone, tokenizer, Path(folder))
     feed = feed_of(data, loss, args, group_prompts=recipe.data.group_prompts, weights=weights_of(recipe), workers=0)
     assert isinstance(feed, Feed)
-    return lengths_of(feed, recipe)
+    return lengths_of(feed, args)
 
 
-def lengths_of(feed: Feed, recipe: Recipe) -> Lengths:
+def lengths_of(feed: Feed, args: PreferenceArguments) -> Lengths:
     """Look at the first steps of data in memory."""
-    args = recipe.train.arguments()
     steps = [feed.plan.groups(0, step) for step in range(min(_STEPS, feed.steps_per_epoch))]
     tokens = [sum(group.tokens for group in step) for step in steps]
     # No step has more than as many of the longest examples.

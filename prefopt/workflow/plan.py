@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,12 +11,15 @@ import torch
 
 from prefopt.errors import PrefoptError
 from prefopt.losses import Loss
+from prefopt.models.config import LoraSection, QuantizationSection
 from prefopt.models.dtypes import DTYPES, resolve_device, resolve_dtype
 from prefopt.models.plan.machine import Machine, find_machine
 from prefopt.models.plan.passes import Passes, PassOptions
 from prefopt.models.plan.policy import PlannedPolicy
 from prefopt.models.plan.weights import Weights
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import Recipe
+from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.config import DEFAULT_BUDGET
 from prefopt.workflow.lengths import Lengths, filled, guessed_lengths, read_lengths
 
@@ -108,17 +110,15 @@ class Footprint:
     recipe: Recipe
     loss: Loss
     lengths: Lengths
+    args: PreferenceArguments
+    """Those of the recipe. Making them again would reset what accelerate knows of a trainer that is there."""
     optimizer: str
-    quantization: str | None = None
-    double_quant: bool = False
     cached_reference: bool = False
-
-    def with_(self, **changes: Any) -> Footprint:
-        return replace(self, **changes)
+    """Whether every log-prob of the reference is stored before."""
 
     @cached_property
     def weights(self) -> Weights:
-        return self.policy.weights(self.optimizer, self.quantization, double_quant=self.double_quant)
+        return self.policy.weights(self.optimizer)
 
     @property
     def has_reference(self) -> bool:
@@ -132,12 +132,16 @@ class Footprint:
         if not self.has_reference:
             return 0
         if config.kind == "model" and config.model is not None:
+            if config.device not in ("auto", self.policy.config.device):
+                return 0  # it lies on another device
+            stored = {"quantization": None, "lora": LoraSection(), "adapter": None, "peft": None}
             named = self.policy.config.model_copy(
-                update={"name": config.model, "revision": config.revision, "lora": None, "adapter": None}
+                update={"name": config.model, "revision": config.revision, "freeze": (), **stored}
             )
             dtype = self.policy.dtype if config.dtype == "auto" else DTYPES[config.dtype]
-            return PlannedPolicy.of(named, dtype, gpu=self.policy.gpu).weights("sgd").trainable_bytes
-        copied = config.kind == "frozen_copy" or (config.kind == "auto" and not self._new_adapter)
+            found = PlannedPolicy.of(named, dtype, gpu=self.policy.gpu).weights("sgd")
+            return found.frozen_bytes + found.dense_bytes
+        copied = config.kind in ("frozen_copy", "moving") or (config.kind == "auto" and not self._new_adapter)
         return self.weights.trainable_bytes if copied else 0
 
     @property
@@ -157,7 +161,7 @@ class Footprint:
     def passes(self, budget: int) -> Passes:
         tokens = self.pack_tokens(budget)
         several = tokens < self.lengths.longest_step
-        args = self.recipe.train.arguments()
+        args = self.args
         options = PassOptions(
             extras=self.loss.extras - {"divergence"},
             labelled_alone=several and self.loss.statistics == "mismatched" and not self.loss.extras,
@@ -287,18 +291,21 @@ def prepare(
         gpu=on_gpu,
         checkpointing=bool((recipe.train.model_extra or {}).get("activation_checkpointing")),
     )
+    args = recipe.train.arguments()
     notes = []
     if tokens_per_example is not None:
         lengths = guessed_lengths(recipe, loss, tokens_per_example)
     else:
         try:
-            lengths = read_lengths(recipe, loss)
+            lengths = read_lengths(recipe, loss, args)
         except PrefoptError as error:
             lengths = guessed_lengths(recipe, loss, GUESSED)
             notes.append(f"The data was not looked at: {str(error).rstrip('.')}.")
     if not policy.shares_prompts:
         notes.append("This architecture computes a prompt once for each completion; padding is left out of the plan.")
-    return Footprint(policy, recipe, loss, lengths, str(recipe.train.arguments().optim.value)), machine, notes
+    if recipe.train.activation_offload and on_gpu:
+        notes.append("Activations are offloaded: what they take of the GPU is less than the plan says.")
+    return Footprint(policy, recipe, loss, lengths, args, str(args.optim.value)), machine, notes
 
 
 def budget_of(footprint: Footprint, largest: int | None) -> int:
@@ -313,59 +320,63 @@ def _advice(footprint: Footprint, machine: Machine, largest: int | None) -> Iter
     overrides: tuple[str, ...] = ()
     if largest is not None:
         total = footprint.total(largest) + machine.context
-        yield Advice(
-            "a smaller token budget: the same result, in more packs", (f"train.token_budget={largest}",), total, True
-        )
+        smaller = (f"train.token_budget={largest}",)
+        yield Advice("a smaller token budget: the same result, in more packs", smaller, total, fits=True)
         return
     least = max(_STEP, -(-footprint.lengths.longest // _STEP) * _STEP)
     if budget > least:
         budget, overrides = least, (f"train.token_budget={least}",)
     own = footprint
-    for what, override, change in _changes(footprint):
+    for what, further, change in _changes(footprint):
         own = change(own)
-        overrides = (*overrides, *override)
+        overrides = (*overrides, *further)
         total = own.total(budget)
         yield Advice(what, overrides, total + machine.context, total <= machine.room)
         if total <= machine.room:
             return
 
 
-def _changes(footprint: Footprint) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    lora, policy = footprint.policy.config.lora, footprint.policy
+def _changes(footprint: Footprint) -> Iterator[tuple[str, tuple[str, ...], Callable[[Footprint], Footprint]]]:
+    """Yield what makes a run smaller: what it costs, the overrides, and the footprint with it."""
+    policy = footprint.policy
+    if footprint.reference_bytes:
+        yield (
+            "a reference whose log-probs are on disk before (run `prefopt reference build` first): the same result",
+            ("reference.cache=true",),
+            lambda f: replace(f, cached_reference=True),
+        )
     if not policy.checkpointing:
         yield (
             "activation checkpointing: the same result, a third more time",
             ("train.activation_checkpointing=true",),
-            lambda f: f.with_(policy=f.policy.with_(checkpointing=True)),
+            lambda f: replace(f, policy=f.policy.with_(checkpointing=True)),
         )
     if "8bit" not in footprint.optimizer and footprint.weights.optimizer_bytes > 0:
         yield (
             "an optimizer with 8-bit state",
             ("train.optim=adamw_bnb_8bit",),
-            lambda f: f.with_(optimizer="adamw_bnb_8bit"),
+            lambda f: replace(f, optimizer="adamw_bnb_8bit"),
         )
     if policy.trains_all:
-        from prefopt.models.config import LoraSection
-
         yield (
             "a LoRA adapter on the frozen model instead of training all of it",
             ("model.lora={}", "model.dtype=bfloat16", "reference=auto"),
-            lambda f: f.with_(
-                policy=f.policy.with_(lora=LoraSection(), dtype=torch.bfloat16),
-                recipe=f.recipe.model_copy(update={"reference": type(f.recipe.reference)()}),
+            lambda f: replace(
+                f,
+                policy=f.policy.with_(lora=LoraSection(), freeze=(), dtype=torch.bfloat16),
+                recipe=f.recipe.model_copy(update={"reference": ReferenceConfig()}),
             ),
         )
-        lora = LoraSection()
-    if lora is not None and lora.r > 8:
+    if policy.config.quantization is None and policy.config.peft is None:
         yield (
-            "a smaller adapter",
-            ("model.lora.r=8",),
-            lambda f: f.with_(policy=f.policy.with_(lora=(f.policy.config.lora or lora).model_copy(update={"r": 8}))),
+            "frozen weights in 4 bits (QLoRA)",
+            ("model.quantization=nf4",),
+            lambda f: replace(f, policy=f.policy.with_(quantization=QuantizationSection(type="nf4"))),
         )
-    if math.isfinite(footprint.weights.frozen_bytes) and footprint.lengths.longest > 256:
-        half = footprint.recipe.data.max_length // 2
-        yield (
-            "shorter examples: longer ones are left out",
-            (f"data.max_length={half}",),
-            lambda f: f.with_(lengths=replace(f.lengths, longest=min(f.lengths.longest, 2 * half))),
-        )
+    if policy.config.adapter is None and policy.config.peft is None:
+        yield ("a smaller adapter", ("model.lora.r=8",), _smaller_adapter)
+
+
+def _smaller_adapter(footprint: Footprint) -> Footprint:
+    lora = (footprint.policy.config.lora or LoraSection()).model_copy(update={"r": 8})
+    return replace(footprint, policy=footprint.policy.with_(lora=lora))

@@ -18,6 +18,7 @@ from tests.toys import list_rows, pair_rows, write_rows
 VERBS = [
     "demo",
     "train",
+    "plan",
     "eval pairs",
     "chat",
     "merge",
@@ -334,6 +335,25 @@ def test_losses_plot_writes_a_figure_and_prints_where(prefopt: Callable[..., End
     code, out, _ = prefopt("losses", "plot", "hinge", "simpo", "--out", str(tmp_path / "two.png"))
     assert (code, out) == (0, f"{tmp_path / 'two.png'}\n")
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_says_what_a_recipe_takes_and_json_for_programs(prefopt: Callable[..., Ended], recipe: Path) -> None:
+    code, out, _ = prefopt("plan", str(recipe), "--gpu", "4090", "--json", "--tokens-per-example", "64")
+    assert code == 0
+    found = json.loads(out)
+    assert found["machine"]["name"] == "RTX 4090"
+    assert found["total"] == pytest.approx(sum(found["parts"].values()))
+    assert found["fits"]
+    code, out, _ = prefopt("plan", str(recipe), "--memory", "650MB", "--tokens-per-example", "64")
+    assert code == 0
+    assert "It does not fit." in out
+    assert "not measured on one" in out
+    code, _, err = prefopt("plan", str(recipe), "--gpu", "490")
+    assert code == 2
+    assert "did you mean '4090'?" in err
+    code, _, err = prefopt("plan")
+    assert code == 2
+    assert "needs a recipe" in err
 
 
 def test_roofline_predicts_for_one_gpu_and_refuses_an_unknown_one(prefopt: Callable[..., Ended]) -> None:

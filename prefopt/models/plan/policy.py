@@ -26,7 +26,7 @@ from prefopt.models.gguf import packaged_gguf
 from prefopt.models.plan.imagined import ImaginedModel, layer_kinds, of_layers, on_meta
 from prefopt.models.plan.passes import Passes, PassOptions, for_layers, trace_passes
 from prefopt.models.plan.weights import Weights, weigh
-from prefopt.models.policy import check_architecture, drop_dropout
+from prefopt.models.policy import check_architecture, drop_dropout, freeze
 from prefopt.models.references import AdapterOff
 from prefopt.models.source import Source, find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
@@ -65,12 +65,20 @@ class PlannedPolicy:
     @property
     def trains_all(self) -> bool:
         """Whether there is no adapter."""
-        return self.config.lora is None and self.config.adapter is None
+        return self.config.lora is None
 
-    def weights(self, optimizer: str, quantization: str | None = None, *, double_quant: bool = False) -> Weights:
+    def weights(self, optimizer: str) -> Weights:
         """Weigh the whole model."""
-        model = self._model(self._kinds)
-        return weigh(model, optimizer=optimizer, quantization=quantization, double_quant=double_quant)
+        model, stored = self._model(self._kinds), self.config.quantization
+        if stored is None:
+            return weigh(model, optimizer=optimizer)
+        return weigh(
+            model,
+            optimizer=optimizer,
+            quantization=stored.type,
+            double_quant=stored.double_quant,
+            skipped=stored.skip_modules,
+        )
 
     def passes(self, groups: Sequence[Group], options: PassOptions, *, reference: bool) -> Passes:
         """Trace a pack of these groups.
@@ -109,14 +117,15 @@ class PlannedPolicy:
         return model
 
     def _adapted(self, model: Any) -> Any:
-        if self.trains_all:
-            return model.requires_grad_(True)
+        if self.config.lora is None:
+            model.requires_grad_(True)
+            freeze(model, self.config.freeze)
+            return model
         if self.config.adapter is None:
-            assert self.config.lora is not None  # or all weights train
-            return new_adapter(model, self.config.lora, seed=0)
+            return new_adapter(model, self.config.peft or self.config.lora, seed=0)
         found = PeftConfig.from_pretrained(str(find_adapter(self.config.adapter).folder))
         adapted = get_peft_model(model, found)
-        settle_dtype(adapted, "auto" if self.config.lora is None else self.config.lora.dtype)
+        settle_dtype(adapted, self.config.lora.dtype)
         return adapted
 
 

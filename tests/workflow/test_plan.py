@@ -1,0 +1,165 @@
+"""`prefopt plan` on recipes: from a configuration alone, with the data's own lengths, and with advice that helps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.errors import ModelError
+from prefopt.losses import build
+from prefopt.models.plan.machine import GIB
+from prefopt.recipe import load_recipe
+from prefopt.workflow.lengths import filled, shaped
+from prefopt.workflow.plan import plan_recipe, prepare
+from prefopt.workflow.plan_table import SIZES, WAYS, budgets, known_models
+from tests.toys import pair_rows, write_rows
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+EACH = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192
+"""Weights of a layer: query and output, key and value, the MLP, two norms."""
+ADAPTER = 16 * (4 * 8192 + 2 * (8192 + 1024) + 3 * (8192 + 28672))
+"""Of rank 16 on each of its seven matrices."""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a recipe of a model and returns it loaded."""
+    write_rows(tmp_path / "pairs.jsonl", pair_rows(24))
+
+    def recipe(model: Path, *overrides: str):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"model: {model}\ndata: {{train: {tmp_path}/pairs.jsonl}}\ntrain: {{output_dir: run}}\n")
+        return load_recipe(path, overrides)
+
+    return recipe
+
+
+@pytest.fixture
+def llama_70b(tmp_path: Path) -> Path:
+    folder = tmp_path / "llama-70b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA_70B))
+    return folder
+
+
+def test_a_model_of_70_billion_weights_is_planned_from_its_configuration_alone(write, llama_70b) -> None:
+    plan = plan_recipe(write(llama_70b), gpu="h200", tokens_per_example=600, search=False)
+    whole = 2 * 128256 * 8192 + 80 * EACH + 8192
+    assert plan.trainable == 80 * ADAPTER
+    assert plan.parameters == whole + 80 * ADAPTER
+    assert plan.parts.weights == 2 * whole
+    assert plan.parts.trained == plan.parts.gradients == 4 * 80 * ADAPTER
+    assert plan.parts.optimizer == 8 * 80 * ADAPTER
+    assert plan.parts.reference == 0
+    # A product with every weight forward for reference and policy, and one back to the inputs.
+    least = 2 * plan.step_tokens * 80 * EACH * 3
+    assert least < plan.step_flops < 1.1 * least
+    assert plan.step_flops / (989.4e12 * 0.75) < plan.step_seconds < 3 * plan.step_flops / (989.4e12 * 0.75)
+
+
+def test_without_a_tokenizer_lengths_are_guessed_and_the_plan_says_so(write, llama_70b) -> None:
+    footprint, _, notes = prepare(write(llama_70b), memory="80GB")
+    assert footprint.lengths.source == "examples of 512 tokens"
+    assert "The data was not looked at" in notes[0]
+
+
+def test_lengths_are_those_of_the_data(write, tiny_model) -> None:
+    footprint, _, notes = prepare(write(tiny_model, "train.examples_per_step=8"), memory="8GB")
+    groups = footprint.lengths.groups
+    assert not notes
+    assert footprint.lengths.steps_per_epoch == 3
+    assert sum(len(group.pairs) for group in groups) == 24
+    assert footprint.lengths.step_tokens == pytest.approx(sum(group.tokens for group in groups) / 3)
+    assert footprint.lengths.longest_step >= footprint.lengths.step_tokens
+
+
+def test_a_pack_is_filled_to_the_token() -> None:
+    for loss in ("dpo", "kto", "plackett_luce", "sft"):
+        group = shaped(build(loss), 90)
+        assert group.tokens <= 90
+        for tokens in (7, 90, 91, 1000):
+            assert tokens - 3 <= sum(g.tokens for g in filled([group], tokens)) <= tokens + 4
+
+
+def test_the_largest_budget_fits_and_the_next_does_not(write, tiny_model) -> None:
+    footprint, _, _ = prepare(write(tiny_model, "train.examples_per_step=64"), memory="1GB", tokens_per_example=256)
+    room = (footprint.total(1024) + footprint.total(2048)) / 2
+    found = footprint.largest_budget(room)
+    assert 1024 <= found < 2048
+    assert footprint.total(found) <= room < footprint.total(found + 128)
+    assert footprint.largest_budget(footprint.total(256) - 1) is None
+    # A budget beyond the longest step has no point.
+    assert footprint.largest_budget(1e12) == 64 * 256
+
+
+def test_what_does_not_fit_comes_with_changes_that_lose_the_least_first(write, llama_70b) -> None:
+    # Eight layers of it on a small card.
+    (llama_70b / "config.json").write_text(json.dumps(LLAMA_70B | {"num_hidden_layers": 8}))
+    plan = plan_recipe(write(llama_70b), memory="12GB", tokens_per_example=600)
+    assert not plan.fits
+    assert plan.largest_budget is None
+    *steps, last = plan.advice
+    assert [advice.fits for advice in steps] == [False] * len(steps)
+    assert last.fits
+    assert last.total <= 12 * GIB
+    assert "model.quantization=nf4" in last.overrides
+    assert last.overrides.index("train.activation_checkpointing=true") < last.overrides.index("model.quantization=nf4")
+    smaller = write(llama_70b, *last.overrides)
+    assert plan_recipe(smaller, memory="12GB", tokens_per_example=600, search=False).fits
+
+
+def test_a_smaller_budget_is_advised_before_anything_else(write, tiny_model) -> None:
+    recipe = write(tiny_model, "train.examples_per_step=64", "train.token_budget=16384")
+    footprint, machine, _ = prepare(recipe, memory="1GB", tokens_per_example=256)
+    needed = (footprint.total(4096) + machine.context) / 0.94
+    plan = plan_recipe(recipe, memory=f"{int(needed / 2**20) + 1}MB", tokens_per_example=256)
+    assert not plan.fits
+    [advice] = plan.advice
+    assert advice.overrides == (f"train.token_budget={plan.largest_budget}",)
+    assert 4096 <= plan.largest_budget < 4800
+
+
+def test_full_fine_tuning_holds_gradients_two_states_and_a_reference(write, tiny_model) -> None:
+    full = plan_recipe(write(tiny_model, "model.lora=null"), memory="8GB", search=False)
+    assert full.trainable == full.parameters
+    assert full.parts.weights == 0
+    assert full.parts.trained == full.parts.gradients == full.parts.reference == 4 * full.parameters
+    assert full.parts.optimizer == 8 * full.parameters
+
+
+def test_another_model_as_reference_is_weighed(write, tiny_model) -> None:
+    footprint, _, _ = prepare(write(tiny_model, f"reference.model={tiny_model}"), memory="8GB")
+    lora = footprint.weights
+    assert footprint.reference_bytes == 2 * (lora.parameters - lora.trainable)
+    elsewhere = write(tiny_model, f"reference.model={tiny_model}", "reference.device=cpu")
+    assert prepare(elsewhere, memory="8GB")[0].reference_bytes == 0
+
+
+def test_auto_is_planned_as_the_largest_budget(write, tiny_model) -> None:
+    plan = plan_recipe(write(tiny_model, "train.token_budget=auto"), memory="8GB", tokens_per_example=128)
+    assert plan.token_budget == plan.largest_budget == 32 * 128
+
+
+def test_no_configuration_is_a_sentence(write, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        plan_recipe(write(tmp_path / "empty"), memory="8GB")
+
+
+def test_the_table_grows_with_the_card_and_shrinks_with_the_way() -> None:
+    values = known_models()["Llama 3.1 8B"]
+    found = {way: [budget or 0 for budget in budgets(values, way)] for way in WAYS}
+    assert all(row == sorted(row) and len(row) == len(SIZES) for row in found.values())
+    assert found["LoRA bf16"][3] > 0  # 15 GiB of weights on 24 GiB
+    assert found["LoRA bf16"][2] == 0  # and not on 16
+    assert found["QLoRA nf4, checkpoints"][1] > 0
+    assert found["full bf16, checkpoints"][-1] == 0  # 8 billion weights, five times in 16 bits
