@@ -117,6 +117,16 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "reference.kind is adapter_off, but model.lora is null: without an adapter there is none to switch off; "
             "write reference: auto, or reference: {model: NAME}."
         )
+    if recipe.train.shard_weights and recipe.model.compile:
+        yield (
+            "model.compile and train.shard_weights are both true, but layers whose weights lie in parts are not "
+            "compiled; leave one of the two out."
+        )
+    if recipe.train.shard_weights and recipe.model.quantization is not None:
+        yield (
+            "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave one "
+            "of the two out: every process can hold the quantized model."
+        )
     if recipe.data.streaming and int((recipe.train.model_extra or {}).get("max_steps", -1)) < 1:
         yield (
             "data.streaming is true, and nobody knows how long a stream is: write train.max_steps, the number of steps "

@@ -59,7 +59,7 @@ def test_offloading_on_a_cpu_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_offloading_leaves_less_on_the_gpu(tiny_model: Path) -> None:
+def test_offloading_on_a_gpu_changes_no_bit(tiny_model: Path) -> None:
     policy, tokenizer = load(tiny_model, device="cuda")
     _, expected = step(shake(policy), tokenizer)
     _, found = step(policy, tokenizer, autocast=lambda: offloaded(policy, smallest=1))
