@@ -155,6 +155,7 @@ def test_no_configuration_is_a_sentence(write, tmp_path) -> None:
         plan_recipe(write(tmp_path / "empty"), memory="8GB")
 
 
+@pytest.mark.soak
 def test_the_table_grows_with_the_card_and_shrinks_with_the_way() -> None:
     values = known_models()["Llama 3.1 8B"]
     found = {way: [budget or 0 for budget in budgets(values, way)] for way in WAYS}
