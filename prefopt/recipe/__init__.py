@@ -124,8 +124,8 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.train.shard_weights and recipe.model.quantization is not None:
         yield (
-            "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave one "
-            "of the two out: every process can hold the quantized model."
+            "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave "
+            "one of the two out: every process can hold the quantized model."
         )
     if recipe.data.streaming and int((recipe.train.model_extra or {}).get("max_steps", -1)) < 1:
         yield (

@@ -18,7 +18,7 @@ CUDA_CONTEXT = 700 << 20
 """Bytes that a CUDA context with the vendor's libraries and their workspaces takes: an assumption."""
 CPU_CONTEXT = 90 << 20
 """Bytes that a process grows by between its imports and its first step, beside tensors: code that is paged in, and
-oneDNN's compiled products. Measured by `benchmarks/plan.py`."""
+oneDNN's compiled products: an assumption, which `benchmarks/plan.py` puts beside what runs take."""
 CUDA_SLACK = 0.06
 """Share of a GPU's memory that is left free for what its allocator can't use: an assumption."""
 CPU_SLACK = 0.05
