@@ -100,6 +100,11 @@ def main() -> None:
         _complain(f"The run failed: {error or 'this machine ran out of memory'}.", debug=debug)
         sys.exit(FAILED)
     except RuntimeError as error:
+        from prefopt.data.workers import death_of_a_worker
+
+        if (death := death_of_a_worker(error)) is not None:
+            _complain(str(death), debug=debug)
+            sys.exit(USER_ERROR)
         if type(error).__name__ != "OutOfMemoryError":  # torch's, named so that torch need not be imported
             raise
         _complain(f"The run failed: the device ran out of memory; lower train.token_budget. ({error})", debug=debug)

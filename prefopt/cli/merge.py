@@ -50,7 +50,7 @@ def merge(
 
 def _show(merged: Merged) -> None:
     console = results()
-    console.print(f"{merged.path}: {merged.dtype}", highlight=False)
+    console.print(f"{merged.path}: {merged.dtype}", soft_wrap=True, highlight=False)
     if merged.quantized:
         console.print("The adapter was trained on quantized weights: the model holds those, unpacked.")
     if (drift := merged.drift) is not None:

@@ -100,15 +100,27 @@ def _received(results: Iterator[Any], after_death: str) -> Iterator[Any]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if (death := death_of_a_worker(error, after_death)) is None:
                 raise
-            raise RunError(
-                f"A process that prepares data died ({error}). Memory may have run out: use fewer data.workers, and "
-                f"{after_death}."
-            ) from error
+            raise death from error
         if isinstance(result, PrefoptError):
             raise result
         yield result
+
+
+def death_of_a_worker(
+    error: RuntimeError, what_to_do: str = "go on from the last checkpoint by --resume"
+) -> RunError | None:
+    """Return the sentence for an error that tells of a dead worker, or None for another one.
+
+    The news comes as a signal, so the error may be raised wherever the main thread is.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return RunError(
+        f"A process that prepares data died ({error}). Memory may have run out: use fewer data.workers, and "
+        f"{what_to_do}."
+    )
 
 
 def _loader(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> DataLoader[Any]:

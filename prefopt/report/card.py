@@ -14,6 +14,7 @@ from prefopt.errors import RunError
 from prefopt.report import figures, tables
 from prefopt.report.read import RunFiles, read_run
 from prefopt.report.verdict import judge
+from prefopt.report.words import NONE
 from prefopt.workflow.merge import Merged
 
 CARD = "README.md"
@@ -53,7 +54,7 @@ def _parts(
     run: RunFiles, folder: Path, merged: Merged | None, license: str | None, curves: list[figures.Drawing]
 ) -> Iterator[str]:
     recipe = run.recipe
-    base, loss = str(_of(recipe, "model", "name")), str(_of(recipe, "loss", "name") or "dpo")
+    base, loss = str(_of(recipe, "model", "name")), str(_of(recipe, "loss", "name") or NONE)
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
     yield f"---\n{_metadata(recipe, base, loss, kind, license)}\n---"
     name = run.path.resolve().name

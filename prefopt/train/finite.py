@@ -28,7 +28,8 @@ Tokens = tuple[int, ...]
 def is_finite(loss: float, parameters: Iterable[nn.Parameter]) -> bool:
     """Whether a step's loss and all of its gradients are numbers; of weights in parts, those of this rank."""
     held = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in held]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in held]
+    gradients = [g for g in local if g.numel()]  # a rank's part of a small weight may be nothing
     if not math.isfinite(loss) or not gradients:
         return math.isfinite(loss)
     return bool(torch.isfinite(get_total_norm(gradients, norm_type=math.inf)))

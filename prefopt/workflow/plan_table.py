@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prefopt.losses import build
+from prefopt.losses.config import LossConfig
 from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection
 from prefopt.models.plan.machine import GIB, Machine
 from prefopt.models.plan.passes import Passes, PassOptions
@@ -67,7 +67,7 @@ def _traced(values: str, way: str) -> tuple[Weights, tuple[int, Passes], tuple[i
     checkpoints = "checkpoints" in way
     policy = PlannedPolicy(settings_of(json.loads(values)), config, torch.bfloat16, True, checkpoints)
     weights = policy.weights("adamw_torch_fused")
-    pair = shaped(build("dpo"), PAIR)
+    pair = shaped(LossConfig.model_validate({}).build(), PAIR)
 
     def passes(at: int) -> tuple[int, Passes]:
         return at, policy.passes(filled([pair], at), PassOptions(), reference=True)

@@ -78,7 +78,8 @@ def test_attended_pairs_and_flops_are_those_counted_by_hand():
     # q, o: 4 -> 4; k, v: 4 -> 2; gate, up: 4 -> 6; down: 6 -> 4; of 3 scored tokens the head: 4 -> 11
     assert full.base[Shape(6, 4, 4)] == 4  # forward and the input's gradient of both
     assert full.base[Shape(4, 6, 4)] == 2  # the weight's gradient
-    assert full.base[Shape(6, 4, 6)] == full.base[Shape(6, 6, 4)] == 3
+    assert full.base[Shape(6, 4, 6)] == 3  # forward of gate and up, the input's gradient of down
+    assert full.base[Shape(6, 6, 4)] == 1 + 2 + 2  # down forward; of gate and up both gradients: 6 is also the tokens
     assert full.base[Shape(11, 3, 4)] == full.base[Shape(3, 11, 4)] == full.base[Shape(3, 4, 11)] == 1
     assert full.attention == 7
 

@@ -22,6 +22,8 @@ def start(kind: str, workers: int, out: Path, *kill: str) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
     killed = done.returncode == -signal.SIGKILL or "A process that prepares data died" in done.stderr
+    # The news of a dead worker comes as a signal, which may find the loader anywhere.
+    killed = killed or "DataLoader worker" in done.stderr
     assert done.returncode == 0 or (kill and killed), done.stderr
     return done.returncode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,11 @@ def arm(point: str, number: int) -> None:
     # Pickling a tensor for another process saves it too, but to no file.
     counts = {"counts": lambda what, to, **kwargs: isinstance(to, str | Path)} if owner is torch else {}
     setattr(owner, name, killed_at(number, getattr(owner, name), **counts))
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.argv = ["prefopt", *sys.argv[3:]]
+    from prefopt.cli import main
+
+    main()

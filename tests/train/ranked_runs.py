@@ -65,7 +65,7 @@ def weights(trainer: PreferenceTrainer) -> list[torch.Tensor]:
 
 
 def result(trainer: PreferenceTrainer) -> dict[str, Any]:
-    ignored = ("runtime", "per_second", "total_flos")
+    ignored = ("runtime", "per_second", "total_flos", "memory_bytes", "flops_share")
     logs = [{k: v for k, v in log.items() if not k.endswith(ignored)} for log in trainer.state.log_history]
     return {"logs": logs, "weights": weights(trainer)}
 
