@@ -52,12 +52,10 @@ def build(
     local = os.environ.get("LOCAL_RANK")
     for name in _LAUNCHED:
         os.environ.pop(name, None)
+    if local is not None:  # to this process its own GPU is the only one
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(local)] if int(local) < len(seen) else local
     plan = load_recipe(recipe, more)
-    import torch  # after the check: a typing mistake should not wait for it
-
-    if local is not None and plan.model.device == "auto" and torch.cuda.is_available():
-        torch.cuda.set_device(int(local))
-        plan = load_recipe(recipe, [*more, f"model.device=cuda:{local}"])
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from prefopt.workflow import build_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,6 +39,12 @@ class PackedModel:
         self.model: Any = model
         self.admission = admit(model) if admission is None else admission
         self._causal = CausalModel(model)
+        if wants_compiled(model) is not None and not self.admission.shared:
+            warnings.warn(
+                f"model.compile is true, but {self._causal.name} can't share prompts, and only layers of models that "
+                "do are compiled: it runs as it is.",
+                stacklevel=2,
+            )
         self._changes: ExitStack | None = None  # what `attached` changed, to put back
         self.inside: Callable[[Callable[[], Tensor]], Tensor] | None = None
         """Runs a pass where the model's weights are whole, if they are in parts outside of it (`shard_weights`)."""

@@ -57,9 +57,24 @@ def shard_weights(policy: PackedModel) -> None:
         part.set_force_sum_reduction_for_comms(True)
     # The head is no layer that is called: its weight is whole inside of a pass through the root alone.
     model.run_inside = MethodType(_run, model)
-    for method in ("run_inside", "generate"):
-        register_fsdp_forward_method(model, method)
-    policy.inside = model.run_inside
+    register_fsdp_forward_method(model, "run_inside")
+    policy.inside = lambda do: inside(model, do)
+
+
+def inside(model: nn.Module, do: Callable[[], Result]) -> Result:
+    """Return what `do` gives where the model's weights are whole; also of a model whose weights are not in parts.
+
+    After a pass without gradient the parts are put back, which `fully_shard` leaves to a backward pass that never
+    comes: an optimizer that is made then would hold weights that nobody trains.
+    """
+    run: Callable[[Callable[[], Result]], Result] | None = getattr(model, "run_inside", None)
+    if run is None:
+        return do()
+    found = run(do)
+    if not torch.is_grad_enabled():
+        for part in _parts(model):
+            part.reshard()
+    return found
 
 
 class ShardedCopy(FrozenCopy):

@@ -122,6 +122,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "model.compile and train.shard_weights are both true, but layers whose weights lie in parts are not "
             "compiled; leave one of the two out."
         )
+    if recipe.train.shard_weights and recipe.train.activation_offload:
+        yield (
+            "train.activation_offload and train.shard_weights are both true, but weights that are gathered for a layer "
+            "would be taken for activations and moved; leave one of the two out."
+        )
     if recipe.train.shard_weights and recipe.model.quantization is not None:
         yield (
             "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave "

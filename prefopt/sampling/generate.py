@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, TextStreamer
 from prefopt.errors import DataError, RecipeError
 from prefopt.models.adapters import adapter_disabled
 from prefopt.models.modes import evaluating
+from prefopt.models.sharded import inside
 from prefopt.sampling.prompts import Message, encode_prompt, end_of_turn_ids
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -82,7 +84,7 @@ def generate_ids(
     with _sampling(model, config, seed=seed, adapter=adapter) as base:
         for start in range(0, len(encoded), batch_size):
             ids, mask = _left_padded(encoded[start : start + batch_size], config.pad_token_id, base.device)
-            output = base.generate(input_ids=ids, attention_mask=mask)
+            output = inside(model, partial(base.generate, input_ids=ids, attention_mask=mask))
             rows += [_ended(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
     return rows
 
@@ -108,7 +110,7 @@ def stream(
     pieces = _Pieces(tokenizer, on_text)
     with _sampling(model, config, seed=seed, adapter=adapter) as base:
         ids, mask = _left_padded([encoded], config.pad_token_id, base.device)
-        base.generate(input_ids=ids, attention_mask=mask, streamer=pieces)
+        inside(model, partial(base.generate, input_ids=ids, attention_mask=mask, streamer=pieces))
     return "".join(pieces.given)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prefopt.train.callbacks import read_metrics
+from prefopt.train.callbacks import read_metrics, replace_lines
 from prefopt.train.config import AlarmConfig
 
 Logs = Mapping[str, float]
@@ -50,7 +50,7 @@ class Alarms(TrainerCallback):
         kept = [Alarm(**record) for record in read_metrics(self._path) if record["step"] <= state.global_step]
         self.said = kept
         if self._path.is_file():  # what a resumed run will find again is dropped
-            self._path.write_text("".join(json.dumps(asdict(alarm)) + "\n" for alarm in kept))
+            replace_lines(self._path, [json.dumps(asdict(alarm)) for alarm in kept])
 
     def on_log(
         self,

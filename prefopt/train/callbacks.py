@@ -49,8 +49,7 @@ class MetricsFile(TrainerCallback):
             if record.get("step", 0) <= state.global_step:
                 kept.append(json.dumps(record))
                 seconds = record.get("time", seconds)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        replace_lines(self.path, kept)
         self._began = time.monotonic() - seconds
 
     def on_log(
@@ -64,6 +63,14 @@ class MetricsFile(TrainerCallback):
         record = {"step": state.global_step, **(logs or {}), "time": round(time.monotonic() - self._began, 3)}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def replace_lines(path: Path, lines: list[str]) -> None:
+    """Write a file of lines so that a kill never leaves half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(f"{line}\n" for line in lines))
+    aside.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

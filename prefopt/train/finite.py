@@ -39,15 +39,19 @@ class Culprits:
     """The completions of a step that was not finite: those whose own log-prob is not, or else all of them."""
 
     @classmethod
-    def among(cls, policy: PackedModel, reference: Reference, packs: Sequence[Pack], ranks: Ranks) -> Culprits:
-        """Score every completion of the step again, without gradient; all ranks call this and find the same."""
+    def among(cls, policy: PackedModel, reference: Reference | None, packs: Sequence[Pack], ranks: Ranks) -> Culprits:
+        """Score every completion of the step again, without gradient; all ranks call this and find the same.
+
+        Without a reference that computes, the policy alone is looked at.
+        """
         rows: list[dict[str, Any]] = []
         for pack in packs:
             if not (pack.num_sequences or ranks.sharded):
                 continue
             with torch.no_grad():
                 whole = passable(pack)
-                own, compared = policy.logprobs(whole), reference.logprobs(whole)
+                own = policy.logprobs(whole)
+                compared = None if reference is None else reference.logprobs(whole)
             if pack.num_sequences:
                 frozen = [None] * pack.num_sequences if compared is None else compared.tolist()
                 rows += [

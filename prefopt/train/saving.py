@@ -89,6 +89,8 @@ class ResumableTrainer(Trainer):
         self._load_loss(self._resume)
         self._load_reference(checkpoint)
         self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            self._load_best_model()
         return True
 
     def _checkpoint(self, wanted: str | bool | None) -> Path | None:
@@ -176,7 +178,7 @@ class ResumableTrainer(Trainer):
             torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         )
-        if any(isinstance(key, str) for key in state["state"]):
+        if any(isinstance(name, str) for group in state["param_groups"] for name in group["params"]):
             load_optimizer_state(self.model, self.optimizer.optimizer, state)
         elif self.ranks.sharded:
             raise RunError(

@@ -197,13 +197,16 @@ class PreferenceTrainer(ResumableTrainer):
                 ranks=self.ranks,
             )
 
+        remembered = {name: buffer.clone() for name, buffer in self.loss_module.state_dict().items()}
         result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
         self._tokens += result.tokens
         self._pace.add(result.tokens, self._flops(packs))
         # A gradient that is scaled for float16 may overflow: its scaler sees to that.
         finite = self.accelerator.scaler is not None or is_finite(result.loss, model.parameters())
         if not all(self.ranks.gather(finite)):
-            return self._not_finite(packs)
+            self.model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
+            self.loss_module.load_state_dict(remembered)
+            return self._not_finite(packs, context)
         if self.state.global_step == 0 and self.ranks.main:
             self._check_start(result)
         self._window.update(result.metrics)
@@ -224,10 +227,11 @@ class PreferenceTrainer(ResumableTrainer):
                 return torch.get_autocast_dtype(device)
         return self.packed.head_weight.dtype
 
-    def _not_finite(self, packs: Sequence[Pack]) -> Tensor:
-        """Save the rows of a step that is no number; then stop, or leave the weights as they are."""
+    def _not_finite(self, packs: Sequence[Pack], context: Callable[[], Any]) -> Tensor:
+        """Save the rows of a step that is no number; then stop, or go on with the weights as they are."""
         step, path = self.state.global_step + 1, Path(str(self.args.output_dir)) / NON_FINITE
-        culprits = Culprits.among(self.packed, self.reference, packs, self.ranks)
+        with context():
+            culprits = Culprits.among(self.packed, self.reference.live, packs, self.ranks)
         sources = self.feed.sources(self.state.global_step)
         if self.ranks.main:
             culprits.write(path, step, sources, self.processing_class)
@@ -239,7 +243,6 @@ class PreferenceTrainer(ResumableTrainer):
             )
         if self.ranks.main:
             warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
-        self.model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and moments alone
         self._skipped += 1
         return torch.zeros((), device=self.args.device)
 
@@ -261,6 +264,11 @@ class PreferenceTrainer(ResumableTrainer):
         for name, answers in zip(_CONTROL, zip(*asked, strict=True), strict=True):
             setattr(self.control, name, any(answers))
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        ends = _CONTROL[-2:]  # which a callback may have asked for meanwhile
+        for name, answers in zip(
+            ends, zip(*self.ranks.gather([getattr(self.control, e) for e in ends]), strict=True), strict=True
+        ):
+            setattr(self.control, name, any(answers))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -17,6 +17,15 @@ REFERENCE = "reference.json"
 INPUTS = "inputs"  # data that was made for this run
 BEFORE_TRAINING = {INPUTS, RECIPE, ENVIRONMENT, DATA, REFERENCE, REJECTED, f"eval_{REJECTED}"}
 
+FREE = frozenset(
+    {
+        "data.workers", "eval.token_budget", "reference.cache", "reference.cache_dir", "train.activation_checkpointing",
+        "train.activation_offload", "train.non_finite", "train.output_dir", "train.token_budget",
+    }
+)  # fmt: skip
+"""Keys that may change when a run goes on: where things lie, and what costs memory or time but is not what a run
+computes (sums may be taken in another order, so the last bits may differ)."""
+
 
 def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the run directory and write its recipe, or check that it holds a run of this very recipe."""
@@ -46,9 +55,9 @@ def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """Return the dotted keys whose values differ; where run and cache lie, who prepares data and alarms don't count."""
+    """Return the dotted keys whose values differ, of those that a run must go on with."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = sorted((before.keys() | after.keys()) - {"train.output_dir", "data.workers", "reference.cache_dir"})
+    keys = sorted((before.keys() | after.keys()) - FREE)
     return [key for key in keys if before.get(key) != after.get(key) and not key.startswith("alarms.")]
 
 

@@ -164,7 +164,13 @@ def _scored(model: Any, packs: Sequence[Pack]) -> list[Scored]:
 
 def _drift(before: Sequence[Scored], out: Path, recipe: Recipe, dtype: str) -> Drift:
     """Load what was written, as anybody would, and compare it on the same packs."""
-    model, _ = load_policy(str(out), trainable=False, device=recipe.model.device, dtype=dtype)
+    model, _ = load_policy(
+        str(out),
+        trainable=False,
+        device=recipe.model.device,
+        dtype=dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
     after = _scored(model, [pack for pack, _ in before])
     tokens, sums = [], []
     for (pack, old), (_, new) in zip(before, after, strict=True):

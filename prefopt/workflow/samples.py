@@ -14,8 +14,7 @@ from prefopt.eval import EvalConfig, sampled_kl
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.sampling import generate, generate_ids
-from prefopt.train.callbacks import read_metrics
-from prefopt.workflow.directory import replace_text
+from prefopt.train.callbacks import read_metrics, replace_lines
 
 Tokens = tuple[int, ...]
 
@@ -85,7 +84,7 @@ class SampleWatch:
             texts = [str(decode(list(c), skip_special_tokens=True)) for c in completions[i * n : (i + 1) * n]]
             shown = decode(list(prompt), skip_special_tokens=True)
             records.append({"step": step, "prompt": shown, "completions": texts})
-        replace_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        replace_lines(path, [json.dumps(record) for record in records])
 
 
 def _prompts(options: EvalConfig, data: PreferenceData | None) -> list[Tokens]:

@@ -39,7 +39,7 @@ def test_one_number_that_is_none_is_found_among_all_gradients(value: float) -> N
     assert not is_finite(1.0, parameters)
 
 
-def make_trainer(folder: Path, model: Path, rule: str, *, steps: int = 3) -> PreferenceTrainer:
+def make_trainer(folder: Path, model: Path, rule: str, *, steps: int = 3, loss: str = "dpo") -> PreferenceTrainer:
     policy, tokenizer = prefopt.load_policy(str(model), dtype="float32", lora={"r": 4})
     folder.mkdir(exist_ok=True)
     path = folder / "pairs.jsonl"
@@ -49,7 +49,7 @@ def make_trainer(folder: Path, model: Path, rule: str, *, steps: int = 3) -> Pre
         output_dir=str(folder), examples_per_step=8, learning_rate=1e-2, max_steps=steps, token_budget=300,
         save_strategy="no", weight_decay=0.1, lr_scheduler_type="constant", non_finite=rule,
     )  # fmt: skip
-    return PreferenceTrainer(policy, data, build("dpo"), "auto", args, tokenizer=tokenizer)
+    return PreferenceTrainer(policy, data, build(loss), "auto", args, tokenizer=tokenizer)
 
 
 def weights(trainer: PreferenceTrainer) -> dict[str, Tensor]:
@@ -119,3 +119,15 @@ def test_a_gradient_alone_that_is_not_finite_blames_all_rows_of_the_step(tmp_pat
     with pytest.raises(RunError, match="log-probs are finite, but not the loss or gradient, for 16 completions"):
         trainer.train()
     assert len((tmp_path / "non_finite.jsonl").read_text().splitlines()) == 16
+
+
+def test_what_a_loss_remembers_stays_as_it_was_before_a_skipped_step(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, tiny_model, "skip", steps=3, loss="bco")
+    break_row(monkeypatch, trainer, 1)
+    with pytest.warns(UserWarning, match="step 2: .* skipped"):
+        trainer.train()
+    records = [r for r in trainer.state.log_history if "tokens" in r]
+    assert [("loss" in r, r.get("skipped_steps", 0)) for r in records] == [(True, 0), (False, 1), (True, 1)]
+    assert all(bool(torch.isfinite(buffer).all()) for buffer in trainer.loss_module.state_dict().values())

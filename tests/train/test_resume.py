@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from prefopt.train.callbacks import read_metrics
 from tests.toys import pair_rows, write_rows
@@ -245,3 +247,21 @@ def test_a_run_resumes_only_with_the_recipe_it_began_with(whole: Path, forks: Fo
     assert "loss.beta" in done.err[0]
     assert "Traceback" not in done.err[0]
     assert json.loads((whole / "environment.json").read_text())
+
+
+def test_weights_in_parts_all_learn_after_they_were_measured(forks: Forks, tmp_path: Path, tiny_model: Path) -> None:
+    """A pass without gradient before the optimizer is made leaves nothing whole that ought to be in parts."""
+    found = {}
+    for name, ranks in (("alone", 1), ("parts", 2)):
+        recipe = recipe_for(tmp_path, tiny_model, "dpo of weights in parts by two processes", name, "")
+        text = recipe.read_text().replace("name: dpo, beta: 0.1", "name: simpo")
+        held_out = write_rows(tmp_path / "held_out.jsonl", pair_rows(4))
+        recipe.write_text(text.replace("max_length: 256", f"max_length: 256, eval: {held_out}"))
+        finish(forks, recipe, ranks=ranks)
+        (file,) = (tmp_path / name / "model").glob("*.safetensors")
+        found[name] = load_file(file)
+    for name, weight in found["alone"].items():
+        assert torch.allclose(found["parts"][name], weight, rtol=0, atol=2e-4), name
+    start = load_file(next(tiny_model.glob("*.safetensors")))
+    assert start.keys() <= found["parts"].keys()
+    assert all((found["parts"][name] - weight).abs().max() > 1e-3 for name, weight in start.items())
