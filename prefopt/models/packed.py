@@ -49,6 +49,9 @@ class PackedModel:
         self.inside: Callable[[Callable[[], Tensor]], Tensor] | None = None
         """Runs a pass where the model's weights are whole, if they are in parts outside of it (`shard_weights`)."""
 
+        self.put_back: Callable[[], None] | None = None
+        """Lets the weights be in parts again, if they were whole for a pass."""
+
     @property
     def backbone(self) -> nn.Module:
         """What makes hidden states, adapters included."""
@@ -82,7 +85,7 @@ class PackedModel:
 
         Stay inside for the backward pass too: activation checkpointing runs the forward pass again there.
         """
-        if not self.admission.shared or self._changes is not None:
+        if self._changes is not None:
             yield
             return
         self._changes = self._attach()
@@ -91,6 +94,8 @@ class PackedModel:
         finally:
             self._changes.close()
             self._changes = None
+            if self.put_back is not None:
+                self.put_back()
 
     @contextmanager
     def detached(self) -> Iterator[None]:
@@ -105,6 +110,8 @@ class PackedModel:
             self._changes = self._attach()
 
     def _attach(self) -> ExitStack:
+        if not self.admission.shared:
+            return ExitStack()
         register()
         with ExitStack() as changes:
             changes.enter_context(self._causal.attention(SHARED_PROMPT))

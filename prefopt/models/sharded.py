@@ -58,23 +58,29 @@ def shard_weights(policy: PackedModel) -> None:
     # The head is no layer that is called: its weight is whole inside of a pass through the root alone.
     model.run_inside = MethodType(_run, model)
     register_fsdp_forward_method(model, "run_inside")
-    policy.inside = lambda do: inside(model, do)
+    policy.inside = model.run_inside
+    policy.put_back = lambda: _put_back(model)
 
 
 def inside(model: nn.Module, do: Callable[[], Result]) -> Result:
-    """Return what `do` gives where the model's weights are whole; also of a model whose weights are not in parts.
-
-    After a pass without gradient the parts are put back, which `fully_shard` leaves to a backward pass that never
-    comes: an optimizer that is made then would hold weights that nobody trains.
-    """
+    """Return what `do`, a pass without gradient, gives where the model's weights are whole, if they are in parts."""
     run: Callable[[Callable[[], Result]], Result] | None = getattr(model, "run_inside", None)
     if run is None:
         return do()
-    found = run(do)
-    if not torch.is_grad_enabled():
-        for part in _parts(model):
-            part.reshard()
-    return found
+    try:
+        return run(do)
+    finally:
+        _put_back(model)
+
+
+def _put_back(model: nn.Module) -> None:
+    """Let every weight be in parts again.
+
+    `fully_shard` leaves that to a backward pass, which after a pass without gradient never comes: an optimizer that is
+    made then would hold weights that nobody trains.
+    """
+    for part in _parts(model):
+        part.reshard()
 
 
 class ShardedCopy(FrozenCopy):
