@@ -4,7 +4,9 @@ import json
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +445,40 @@ def test_the_identity_is_of_content_not_of_names_and_leaves_a_disabled_adapter_o
     full = identity(tiny_model, lora=None)
     assert full[1] == one[1], "the same weights"
     assert full[0] != one[0], "computed in another way"
+
+
+class Backwards(set[str]):
+    """A set in an order of its own, as another process' hash seed gives one."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), reverse=True))
+
+
+def test_the_settings_of_an_adapter_have_one_key_in_whatever_order_sets_come(tiny_model: Path) -> None:
+    policy, _ = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"target_modules": ["q_proj", "v_proj"]})
+    copied = FrozenCopy(PackedModel(policy), "a test.")
+    keys = set()
+    for kind in (set, Backwards, list):
+        policy.peft_config["default"].target_modules = kind(["q_proj", "v_proj"])
+        found = copied.identity()
+        assert found is not None
+        keys.add(found.setting_key)
+    assert len(keys) == 1
+
+
+def test_code_that_came_with_a_model_is_part_of_its_identity(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prefopt.load_policy(str(tiny_model), dtype="float32")[0]
+    plain = FrozenCopy(PackedModel(model), "a test.")
+    keys = [plain.identity()]
+    layer = model.get_base_model().model.norm
+    module = types.ModuleType("transformers_modules.own.code")
+    module.__file__ = str(tmp_path / "code.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    layer.__class__ = type("Norm", (type(layer),), {"__module__": module.__name__})
+    for own, imported in (("a = 1", "b = 1"), ("a = 2", "b = 1"), ("a = 2", "b = 2")):
+        (tmp_path / "code.py").write_text(own)
+        (tmp_path / "beside.py").write_text(imported)
+        keys.append(plain.identity())
+    assert len({key.setting_key for key in keys if key is not None}) == 4
