@@ -15,11 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prefopt
+from prefopt.data import build_packs
 from prefopt.errors import RecipeError, RunError
 from prefopt.losses import build
 from prefopt.models.packed import PackedModel
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.models.references import CachedReference, FrozenCopy, LaterModel, Store, build_reference
+from prefopt.models.references.caching import with_cache
 from prefopt.recipe import load_recipe
+from prefopt.records import Group
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 from prefopt.workflow import build_cache, train_run
 from tests.models.loading import copy, edit
@@ -416,9 +420,7 @@ def test_damaged_entries_are_computed_anew_counted_and_told(tmp_path: Path, tiny
 
 
 def test_rows_and_shared_prompts_have_keys_of_their_tokens_alone(tiny_model: Path) -> None:
-    from prefopt.data.pack import build_packs
     from prefopt.models.references.cached import sequence_key, sequence_keys
-    from prefopt.records import Group
 
     groups = [
         Group(prompt=(5, 6), completions=((7, 8, 9), (7,)), pairs=((0, 1),)),
@@ -482,3 +484,31 @@ def test_code_that_came_with_a_model_is_part_of_its_identity(
         (tmp_path / "beside.py").write_text(imported)
         keys.append(plain.identity())
     assert len({key.setting_key for key in keys if key is not None}) == 4
+
+
+def test_another_model_that_is_asked_late_is_loaded_outside_of_autocast_and_compared_with_what_was_known(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"r": 4})
+    packed = PackedModel(policy)
+    (pack,) = build_packs([Group((1, 2), ((3,), (4, 5)))], token_budget=100, shared=True)
+    config = ReferenceConfig(model=str(other), dtype="float32", cache=True, cache_dir=tmp_path / "cache")
+
+    def start() -> CachedReference:
+        later = build_reference(config, packed, needed=True, tokenizer=tokenizer, later=True)
+        found = with_cache(later, config, repeats=True, needs_states=False)
+        assert isinstance(found, CachedReference)
+        return found
+
+    assert start().inner.is_loaded
+    second = start()
+    assert not second.inner.is_loaded
+    with second.attached(), torch.autocast("cpu", torch.bfloat16):
+        assert second.logprobs(pack) is not None
+    third, fourth = start(), start()
+    save_tiny_model(other, seed=2)
+    for late in (third, fourth):
+        with late.attached(), pytest.raises(RunError, match="weights are not those that its kept log-probs"):
+            late.inner.logprobs(pack)
+        assert not late.inner.is_loaded
