@@ -9,9 +9,10 @@ from itertools import accumulate
 import numpy as np
 
 FILLED = 256
-"""Items up to which bins are filled one by one: beyond, first-fit-decreasing is as good."""
+"""Items up to which bins are filled one by one and searched, as many as a step has; first-fit-decreasing is as good
+beyond, and the search would take seconds a look and a stack as deep as there are items."""
 NODES = 20_000
-"""Places in the exact search that are looked at in all; some 20 ms."""
+"""Places in the exact search that are looked at in all: at most some tenths of a second with `FILLED` items."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Bins:
 
     items: list[list[int]]
     fewest: int
-    """Bins that any packing needs: as many as there are, unless the search was given up."""
+    """Bins that any packing needs: as many as there are, unless the search was given up or never begun."""
 
 
 def few_bins(sizes: Sequence[int], room: int, *, nodes: int = NODES) -> Bins:
     """Choose few bins of `room`; an item that has no room in any gets a bin of its own. Deterministic.
 
-    First-fit-decreasing, then the fullest bin first where that takes fewer, then a search for fewer still.
+    First-fit-decreasing; of up to `FILLED` items the fullest bin first where that takes fewer, then a search for fewer.
     """
     alone = [[item] for item, size in enumerate(sizes) if size >= room]
     others = sorted((item for item, size in enumerate(sizes) if size < room), key=lambda item: (-sizes[item], item))
@@ -35,7 +36,7 @@ def few_bins(sizes: Sequence[int], room: int, *, nodes: int = NODES) -> Bins:
     if len(found) > fewest and len(others) <= FILLED:
         found = min(found, _fullest_first(others, sizes, room), key=len)
     search = _Search(sizes, room, nodes)
-    while len(found) > fewest and not search.given_up:
+    while len(others) <= FILLED and len(found) > fewest and not search.given_up:
         exact = search.bins(tuple(others), fewest)
         if exact is not None:
             found = exact

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -64,7 +65,7 @@ def in_order(
 
 def processes() -> int:
     """Return how many processes are worth starting: one a core; 0 where they would start slowly or not at all."""
-    if sys.platform != "linux" or multiprocessing.get_start_method() != "fork":
+    if sys.platform != "linux" or _start_method() != "fork":
         return 0  # each would import everything anew
     if multiprocessing.current_process().daemon:
         return 0  # which may have no children
@@ -74,6 +75,11 @@ def processes() -> int:
         return 0  # no shared memory to talk through
     cores = len(os.sched_getaffinity(0))
     return min(cores, MOST) if cores > 1 else 0
+
+
+def _start_method() -> str:
+    """Return how processes are started here, without settling it for the rest of this one."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 
 
 def _started(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -115,7 +121,7 @@ def death_of_a_worker(
 
     The news comes as a signal, so the error may be raised wherever the main thread is.
     """
-    if "DataLoader worker" not in str(error):
+    if not _DEATH.search(str(error)):  # also what the work raised comes from a "DataLoader worker"
         return None
     return RunError(
         f"A process that prepares data died ({error}). Memory may have run out: use fewer data.workers, and "
@@ -136,6 +142,7 @@ def _loader(work: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> D
     )
 
 
+_DEATH = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)")
 _NOT_SENT = "not sent"
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from prefopt.errors import ModelError
 from prefopt.models.config import LoraSection
 from prefopt.models.dtypes import DTYPES
-from prefopt.models.peft_section import OVER_QUANTIZED, PeftSection, why_not
+from prefopt.models.peft_section import LORA_REFUSED, OVER_QUANTIZED, PeftSection, why_not
 from prefopt.models.quantization import misread, quantized_layers
 from prefopt.models.source import Source
 
@@ -127,6 +127,9 @@ def _check_kind(config: Any, name: str, *, quantized: bool) -> None:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if wrong := why_not(kind):
         raise ModelError(f"the adapter {name} can't be used: {wrong}.")
+    for field, reason in LORA_REFUSED.items():
+        if kind == "LORA" and getattr(config, field, None) is not None:
+            raise ModelError(f"the adapter {name} can't be used: its {field} is set, and {reason}.")
     if quantized and kind not in OVER_QUANTIZED | {"LORA"}:
         raise ModelError(
             f"the adapter {name} is of kind {kind}, which computes with the weights themselves: leave out "

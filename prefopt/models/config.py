@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prefopt.config import Section
 from prefopt.errors import nearest
-from prefopt.models.peft_section import DESCRIBES, OVER_QUANTIZED, PeftSection, fail
+from prefopt.models.peft_section import DESCRIBES, LORA_REFUSED, OVER_QUANTIZED, PeftSection, fail
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 QuantizationType = Literal["nf4", "fp4", "int8"]
@@ -82,6 +82,8 @@ class LoraSection(Section):
         for name in extra:
             if name in _RENAMED:
                 raise fail(f"'{name}' is called '{_RENAMED[name]}' here.")
+            if name in LORA_REFUSED and value[name] is not None:
+                raise fail(f"'{name}' can't be used: {LORA_REFUSED[name]}. Leave it out.")
             if name not in known:
                 allowed = {*known, *cls.model_fields}
                 raise fail(

@@ -28,6 +28,16 @@ DESCRIBES = frozenset(
 """Fields of PEFT's configurations that describe the saved adapter rather than the method."""
 
 
+LORA_REFUSED = {
+    "alora_invocation_tokens": "it switches the adapter on behind an invocation in each sequence, and packs, in which "
+    "completions share their prompt's tokens, would be computed wrongly",
+    "velora_config": "it computes gradients from compressed activations, which depend on how completions are packed",
+    "monteclora_config": "it draws weights at random in every pass, so that policy and reference would never be equal",
+    "arrow_config": "it routes tokens between adapters that were trained before, and prefopt trains one adapter",
+}
+"""Fields of PEFT's `LoraConfig` that can't be set, and why."""
+
+
 def fail(sentence: str) -> PydanticCustomError:
     """Return an error that pydantic shows as this sentence."""
     return PydanticCustomError("model", "{sentence}", {"sentence": sentence})

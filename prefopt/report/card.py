@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from huggingface_hub import ModelCardData
@@ -19,6 +20,9 @@ from prefopt.workflow.merge import Merged
 
 CARD = "README.md"
 FIGURES = "figures"
+_FILE = re.compile(
+    r"\.(gguf|safetensors|bin|pt|jsonl?|parquet|arrow|csv|tsv|txt|gz|bz2|xz|zst|zip|tar)$", re.IGNORECASE
+)
 _STYLE = Path(__file__).parent / "style.css"
 
 
@@ -145,12 +149,31 @@ def _public(value: Any) -> Any:
 
 
 def _shown(text: str) -> str:
-    return Path(text).name if text.startswith(("/", "~")) else text
+    """Return a path by its last name and an address without what may be secret in it; other text as it is."""
+    if "\n" in text:
+        return text
+    if re.match(r"file:|[A-Za-z]:[\\/]|\\\\", text):
+        return PureWindowsPath(text.removeprefix("file:")).name
+    if "://" in text:
+        parts = urlsplit(text)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    if text.startswith(("/", "~", "./", "../", ".\\", "..\\")) or (
+        "/" in text and (_FILE.search(text) or _is_here(text))
+    ):
+        return PureWindowsPath(text).name
+    return text
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte: no path
+        return False
 
 
 def _on_hub(name: str) -> bool:
     """Whether this is a name on the Hub rather than a path."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not re.search(r"\.(gguf|jsonl?|parquet|csv)$", name)
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not _FILE.search(name) and not _is_here(name)
 
 
 def _license(base: str) -> str | None:

@@ -54,13 +54,14 @@ def _fits(trainer: PreferenceTrainer, groups: Sequence[Group], budget: int, spar
     admission, device = trainer.packed.admission, trainer.args.device
     packs = build_packs(groups, token_budget=budget, shared=admission.shared, one_row=admission.one_row)
     largest = max(packs, key=lambda pack: pack.tokens.numel()).to(device)
+    reference = trainer.reference.live or trainer.reference  # what a trial computes is not kept
     with _nothing_left(trainer):
         try:
             held = torch.empty(spare, dtype=torch.uint8, device=device) if device.type == "cuda" else None
-            with trainer.packed.attached(), trainer.reference.attached(), torch.random.fork_rng():
+            with trainer.packed.attached(), reference.attached(), torch.random.fork_rng():
                 run_step(
                     trainer.packed,
-                    trainer.reference,
+                    reference,
                     _own(trainer.loss_module),
                     [largest],
                     backward=_backward,

@@ -71,3 +71,11 @@ def test_a_search_that_is_given_up_leaves_what_the_rules_found_and_claims_no_pro
     check(sizes, 1000, found)
     assert found.fewest <= len(found.items)
     assert found.fewest <= few_bins(sizes, 1000).fewest
+
+
+def test_a_whole_held_out_set_is_packed_without_a_search_that_has_no_end():
+    draw = random.Random(1)
+    sizes = [draw.randint(300, 700) for _ in range(20_000)]
+    found = few_bins(sizes, 1000)
+    check(sizes, 1000, found)
+    assert found.fewest <= len(found.items) < 1.1 * found.fewest

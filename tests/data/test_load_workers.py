@@ -132,3 +132,17 @@ def test_a_process_that_is_killed_ends_the_load_in_a_sentence_and_leaves_no_half
     data = load_preferences(source, toys.chatml(), max_rejected=1.0)
     assert len(data) == 50
     assert json.loads((next((small / "cache").iterdir()) / cache.RECORD).read_text().partition("\n")[2])["form"]
+
+
+class Refuses:
+    def __call__(self, task):
+        raise RuntimeError("the work itself is wrong")
+
+
+def test_an_error_of_the_work_is_not_told_as_a_death_of_its_worker():
+    with pytest.raises(RuntimeError, match="the work itself is wrong") as raised:
+        list(workers.in_order(Refuses(), range(4), 2))
+    assert workers.death_of_a_worker(raised.value) is None
+    for news in ("is killed by signal: Killed. ", "exited unexpectedly with exit code 1."):
+        assert workers.death_of_a_worker(RuntimeError(f"DataLoader worker (pid 7) {news}")) is not None
+    assert workers.death_of_a_worker(RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")) is not None

@@ -1,6 +1,7 @@
 """A stream: windows, books and places, against the same rows in memory."""
 
 import json
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,17 @@ def test_a_worker_that_dies_is_an_error_and_no_wait():
 
     with pytest.raises((RunError, RuntimeError), match=r"DataLoader worker"):
         list(in_order(Dies(), range(4), 2))
+
+
+def test_asking_how_processes_start_does_not_settle_it(monkeypatch):
+    from prefopt.data import workers
+
+    context = multiprocessing.context.DefaultContext(multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(multiprocessing, "get_start_method", context.get_start_method)
+    workers.processes()
+    assert context.get_start_method(allow_none=True) is None
+    context.set_start_method("spawn")
+    assert workers.processes() == 0
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

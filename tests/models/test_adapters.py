@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from prefopt.errors import ModelError, RecipeError
 from prefopt.models.adapters import adapter_changes_nothing, save_weights
+from prefopt.models.config import ModelConfig
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
-from tests.models.loading import gpt2, load
+from tests.models.loading import edit, gpt2, load
 
 
 def test_by_default_only_a_new_adapter_trains_and_it_changes_nothing(tiny_model: Path) -> None:
@@ -188,3 +190,18 @@ def test_an_adapter_with_weights_that_have_no_place_is_refused(tiny_model: Path,
     save_file({**load_file(path), "base_model.model.model.layers.0.mlp.gate.weight": torch.ones(2)}, path)
     with pytest.raises(ModelError, match=r"1 of its weights do not match.*mlp\.gate\.weight has no place in the model"):
         load(tiny_model, adapter=str(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["alora_invocation_tokens", "velora_config", "monteclora_config", "arrow_config"])
+def test_what_packs_would_compute_wrongly_is_refused_in_recipes_and_of_saved_adapters(
+    tiny_model: Path, tmp_path: Path, field: str
+) -> None:
+    given = [1, 2] if field.endswith("tokens") else {}
+    with pytest.raises(ValidationError, match=f"'{field}' can't be used: it .* Leave it out"):
+        ModelConfig.model_validate({"name": "any", "lora": {field: given}})
+    assert ModelConfig.model_validate({"name": "any", "lora": {field: None}}).lora is not None
+    policy, _ = load(tiny_model)
+    save_weights(policy, tmp_path / "saved")
+    edit(tmp_path / "saved/adapter_config.json", **{field: given})
+    with pytest.raises(ModelError, match=f"saved can't be used: its {field} is set, and it "):
+        load(tiny_model, adapter=str(tmp_path / "saved"))

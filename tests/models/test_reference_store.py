@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -260,3 +261,28 @@ def test_what_no_run_uses_is_cleared_and_usage_says_what_is_held(tmp_path: Path)
     assert store.clear() == 1
     assert other.write(ONE, [value(1, -1.5)], {}) == {(key(1), False): floats(-1.5)}, "a run goes on after a clear"
     assert read(other, 1) == {key(1): floats(-1.5)}
+
+
+def test_what_lies_in_a_folder_that_may_only_be_read_is_read() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = Store(folder)
+        own.write(ONE, [value(1, -1.0)], {})
+        own.close()
+        below = folder / "v1"
+        folder.chmod(0o755)
+        below.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root may write anywhere
+        try:
+            with pytest.warns(UserWarning, match="can't be kept in"):
+                store = Store(folder)
+            assert not store.works
+            assert read(store, 1, 2) == {key(1): floats(-1.0)}
+            assert store.write(ONE, [value(2, -2.0)], {}) == {(key(2), False): floats(-2.0)}
+            assert read(store, 1, 2) == {key(1): floats(-1.0)}
+            store.close()
+        finally:
+            os.seteuid(user)
+            below.chmod(0o755)

@@ -77,3 +77,28 @@ def test_a_base_with_a_card_of_its_own_hands_down_its_licence(run: Path, tmp_pat
 def test_a_folder_that_is_no_run_has_no_card(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="so it is no run"):
         write_card(tmp_path, tmp_path)
+
+
+def test_nothing_of_the_machine_is_told_in_whatever_way_a_place_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["name"] = "models/llama"
+    recipe["data"]["train"] = [
+        "data/train.txt", "someone/pairs", "file:///home/me/x.jsonl", r"C:\Users\me\y.jsonl", "../secret/z.jsonl",
+        "https://me:word@host.org/a/b.jsonl?token=word#part",
+    ]  # fmt: skip
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    path = write_card(run, run / "adapter")
+    text, card = path.read_text(), ModelCard.load(path)
+    assert card.data.base_model is None
+    assert card.data.datasets == ["someone/pairs"]
+    assert "huggingface.co/models" not in text
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert shown["model"]["name"] == "llama"
+    assert shown["data"]["train"] == [
+        "train.txt", "someone/pairs", "x.jsonl", "y.jsonl", "z.jsonl", "https://host.org/a/b.jsonl",
+    ]  # fmt: skip
+    assert not [word for word in ("secret/", "Users", "home/me", "word@", "=word") if word in text]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ from prefopt.workflow import train_run
 from tests.toys import pair_rows, write_rows
 
 
-def make_trainer(folder: Path, model: Path, loss: str = "dpo") -> PreferenceTrainer:
+def make_trainer(folder: Path, model: Path, loss: str = "dpo", reference: Any = "auto") -> PreferenceTrainer:
     policy, tokenizer = prefopt.load_policy(str(model), dtype="float32", lora={"r": 4})
     data = prefopt.load_preferences(pair_rows(16), tokenizer)
     args = PreferenceArguments(output_dir=str(folder), examples_per_step=8, save_strategy="no")
-    return PreferenceTrainer(policy, data, build(loss), "auto", args, tokenizer=tokenizer)
+    return PreferenceTrainer(policy, data, build(loss), reference, args, tokenizer=tokenizer)
 
 
 def test_few_sizes_are_proposed() -> None:
@@ -104,3 +105,11 @@ def test_auto_is_a_word_of_the_recipe_and_nothing_else_is() -> None:
     assert TrainConfig(output_dir="run", token_budget="auto").arguments().token_budget == 4096
     with pytest.raises(ValueError, match="token_budget"):
         TrainConfig(output_dir="run", token_budget="most")
+
+
+def test_a_trial_keeps_nothing_in_the_reference_cache(tmp_path: Path, tiny_model: Path) -> None:
+    wanted = {"cache": True, "cache_dir": tmp_path / "cache"}
+    trainer = make_trainer(tmp_path, tiny_model, reference=wanted)
+    try_budget(trainer, trainer.feed.plan.groups(0, 0), 512)
+    assert trainer.reference.counts.computed == 0
+    assert [used.completions for used in trainer.reference.store.usage()] in ([], [0])

@@ -4,7 +4,9 @@ import json
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prefopt
+from prefopt.data import build_packs
 from prefopt.errors import RecipeError, RunError
 from prefopt.losses import build
 from prefopt.models.packed import PackedModel
+from prefopt.models.reference_config import ReferenceConfig
 from prefopt.models.references import CachedReference, FrozenCopy, LaterModel, Store, build_reference
+from prefopt.models.references.caching import with_cache
 from prefopt.recipe import load_recipe
+from prefopt.records import Group
 from prefopt.train import PreferenceArguments, PreferenceTrainer
 from prefopt.workflow import build_cache, train_run
 from tests.models.loading import copy, edit
@@ -414,9 +420,7 @@ def test_damaged_entries_are_computed_anew_counted_and_told(tmp_path: Path, tiny
 
 
 def test_rows_and_shared_prompts_have_keys_of_their_tokens_alone(tiny_model: Path) -> None:
-    from prefopt.data.pack import build_packs
     from prefopt.models.references.cached import sequence_key, sequence_keys
-    from prefopt.records import Group
 
     groups = [
         Group(prompt=(5, 6), completions=((7, 8, 9), (7,)), pairs=((0, 1),)),
@@ -443,3 +447,68 @@ def test_the_identity_is_of_content_not_of_names_and_leaves_a_disabled_adapter_o
     full = identity(tiny_model, lora=None)
     assert full[1] == one[1], "the same weights"
     assert full[0] != one[0], "computed in another way"
+
+
+class Backwards(set[str]):
+    """A set in an order of its own, as another process' hash seed gives one."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__(), reverse=True))
+
+
+def test_the_settings_of_an_adapter_have_one_key_in_whatever_order_sets_come(tiny_model: Path) -> None:
+    policy, _ = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"target_modules": ["q_proj", "v_proj"]})
+    copied = FrozenCopy(PackedModel(policy), "a test.")
+    keys = set()
+    for kind in (set, Backwards, list):
+        policy.peft_config["default"].target_modules = kind(["q_proj", "v_proj"])
+        found = copied.identity()
+        assert found is not None
+        keys.add(found.setting_key)
+    assert len(keys) == 1
+
+
+def test_code_that_came_with_a_model_is_part_of_its_identity(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prefopt.load_policy(str(tiny_model), dtype="float32")[0]
+    plain = FrozenCopy(PackedModel(model), "a test.")
+    keys = [plain.identity()]
+    layer = model.get_base_model().model.norm
+    module = types.ModuleType("transformers_modules.own.code")
+    module.__file__ = str(tmp_path / "code.py")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    layer.__class__ = type("Norm", (type(layer),), {"__module__": module.__name__})
+    for own, imported in (("a = 1", "b = 1"), ("a = 2", "b = 1"), ("a = 2", "b = 2")):
+        (tmp_path / "code.py").write_text(own)
+        (tmp_path / "beside.py").write_text(imported)
+        keys.append(plain.identity())
+    assert len({key.setting_key for key in keys if key is not None}) == 4
+
+
+def test_another_model_that_is_asked_late_is_loaded_outside_of_autocast_and_compared_with_what_was_known(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    policy, tokenizer = prefopt.load_policy(str(tiny_model), dtype="float32", lora={"r": 4})
+    packed = PackedModel(policy)
+    (pack,) = build_packs([Group((1, 2), ((3,), (4, 5)))], token_budget=100, shared=True)
+    config = ReferenceConfig(model=str(other), dtype="float32", cache=True, cache_dir=tmp_path / "cache")
+
+    def start() -> CachedReference:
+        later = build_reference(config, packed, needed=True, tokenizer=tokenizer, later=True)
+        found = with_cache(later, config, repeats=True, needs_states=False)
+        assert isinstance(found, CachedReference)
+        return found
+
+    assert start().inner.is_loaded
+    second = start()
+    assert not second.inner.is_loaded
+    with second.attached(), torch.autocast("cpu", torch.bfloat16):
+        assert second.logprobs(pack) is not None
+    third, fourth = start(), start()
+    save_tiny_model(other, seed=2)
+    for late in (third, fourth):
+        with late.attached(), pytest.raises(RunError, match="weights are not those that its kept log-probs"):
+            late.inner.logprobs(pack)
+        assert not late.inner.is_loaded

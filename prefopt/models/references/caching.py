@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from prefopt.errors import RecipeError
 from prefopt.models.reference_config import ReferenceConfig
@@ -42,15 +43,14 @@ def with_cache(reference: Reference, config: ReferenceConfig, *, repeats: bool, 
         return _uncached(reference, "its weights are not all in this process, so they can't be told from others", asked)
     if asked:
         return CachedReference(reference, identity, store, f"Its log-probs are kept in {folder}, as the recipe asks.")
-    if not store.works:
-        return _uncached(reference, f"{folder} can't be written")
-    if repeats:
+    if repeats and store.works:
         why = f"Its log-probs are kept in {folder}, since the run looks at its examples more than once."
         return CachedReference(reference, identity, store, why)
     if _known(store, identity):
         return CachedReference(reference, identity, store, f"Its log-probs are read from {folder}, which has some.")
+    why = once if store.works else f"{folder} can't be written"
     store.close()
-    return _uncached(reference, once)
+    return _uncached(reference, why)
 
 
 def _identity(reference: Reference, store: Store) -> Identity | None:
@@ -61,7 +61,9 @@ def _identity(reference: Reference, store: Store) -> Identity | None:
     if (known := store.remembered(source)) is not None:
         setting, weights, about = known
         reference.reason += " It is loaded when a log-prob is asked for that is not kept."
-        return Identity(json.loads(setting), about, tuple, known_weights=weights)
+        expected = Identity(json.loads(setting), about, tuple, known_weights=weights)
+        reference.expect(expected, partial(store.forget, source))
+        return expected
     identity = reference.identity()
     if identity is not None:
         setting = json.dumps(identity.setting)

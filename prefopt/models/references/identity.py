@@ -7,11 +7,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +36,8 @@ _IDLE = frozenset(
      "output_attentions", "output_hidden_states", "return_dict"}
 )  # fmt: skip
 """Fields of a model's configuration that change no number here: tensors say their dtype themselves."""
+_REMOTE = "transformers_modules"
+"""Package that transformers puts code in which comes with a model."""
 _IDLE_ADAPTER = frozenset({"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"})
 
 
@@ -95,10 +99,14 @@ def identity_of(packed: PackedModel, kind: str, *, adapter: bool) -> Identity | 
         "precision": torch.get_float32_matmul_precision(),
         "versions": software(["triton"] * (backend == "triton") + ["bitsandbytes"] * any(quantized_layers(model))),
     }
+    if code := _remote_code(model):
+        setting["code"] = code
     name = getattr(causal, "name_or_path", "") or type(causal).__name__
     about = f"{name}, {kind}, {dtype} on {weight.device.type}"
     # As it would come back from a file: there keys are text, and sorted as text.
-    return Identity(json.loads(json.dumps(setting, default=str)), about, lambda: weights_of(model, adapter=adapter))
+    return Identity(
+        json.loads(json.dumps(setting, default=_jsonable)), about, lambda: weights_of(model, adapter=adapter)
+    )
 
 
 def weights_of(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:
@@ -176,6 +184,23 @@ def _adapter(model: PeftModel) -> dict[str, Any]:
         }
         for name in active
     }
+
+
+def _jsonable(value: object) -> object:
+    """Return what JSON has for a value that it can't hold; sets have no order of their own."""
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
+
+
+def _remote_code(model: nn.Module) -> list[list[str]]:
+    """Return names and contents' keys of the source files that came with a model; none of what transformers has."""
+    own = {type(module).__module__ for module in model.modules()}
+    found = [sys.modules[name].__file__ for name in own if name.partition(".")[0] == _REMOTE and name in sys.modules]
+    folders = {Path(file).parent for file in found if file is not None}  # what the files import lies beside them
+    return sorted(
+        [path.name, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
+        for folder in folders
+        for path in folder.glob("*.py")
+    )
 
 
 def software(besides: Iterable[str] = ()) -> dict[str, str]:

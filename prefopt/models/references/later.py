@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RunError
 from prefopt.models.references.base import Reference
 from prefopt.models.references.identity import COMPUTED_AS, Identity, software
 from prefopt.models.references.kinds import FrozenModel
@@ -43,6 +43,8 @@ class LaterModel(Reference):
         self._model: FrozenModel | None = None
         self._released = False
         self._stacks: list[ExitStack] = []
+        self._expected: Identity | None = None
+        self._forget: Callable[[], None] | None = None
         self.source = source
         self.reason = reason
 
@@ -60,10 +62,31 @@ class LaterModel(Reference):
         if self._released:
             raise ModelError("the reference model was given back, so it computes nothing more.")
         if self._model is None:
-            self._model = self._load()
+            with _without_autocast():  # the first question may come out of a training step
+                model = self._load()
+            self._check(model)
+            self._model = model
             if self._stacks:  # the outermost: it stays attached as long as the policy
                 self._stacks[0].enter_context(self._model.attached())
         return self._model
+
+    def expect(self, identity: Identity, forget: Callable[[], None]) -> None:
+        """Have the model compared, once it is loaded, with what it is known as; where it differs, that is forgotten."""
+        self._expected, self._forget = identity, forget
+
+    def _check(self, model: FrozenModel) -> None:
+        if self._expected is None or self._forget is None or (found := model.identity()) is None:
+            return
+        settings = [{**known.setting, "precision": None} for known in (found, self._expected)]  # of the process
+        if settings[0] == settings[1] and found.weights_key == self._expected.weights_key:
+            return
+        self._forget()
+        what = "weights" if settings[0] == settings[1] else "settings"
+        raise RunError(
+            f"the reference model's {what} are not those that its kept log-probs were computed with ({found.about}): "
+            "its files changed since the run began, or code that they name did. Start the run again: it computes "
+            "them anew."
+        )
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
         return self.model.logprobs(pack, reduction)
@@ -88,6 +111,15 @@ class LaterModel(Reference):
     def release(self) -> None:
         self._model = None
         self._released = True
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def source_key(folder: Path, options: Mapping[str, Any]) -> str:

@@ -112,6 +112,7 @@ class Store:
         self.folder = folder / f"v{FORMAT}"
         self._ids: dict[str, int] = {}
         self._writes = True
+        self._reads_alone = False
         self._inode: int | None = None
         self._connection: sqlite3.Connection | None = None
         try:
@@ -126,6 +127,7 @@ class Store:
                 ) from error
             else:
                 self._give_up(error)
+                self._connect_to_read()
 
     @property
     def path(self) -> Path:
@@ -146,6 +148,10 @@ class Store:
         """Keep what files give once they are loaded, so that another run need not load them to know."""
         insert = "INSERT OR REPLACE INTO source VALUES (?, ?, ?, ?)"
         self._run(lambda c: c.execute(insert, (source, setting, weights, about)).rowcount, writes=True)
+
+    def forget(self, source: str) -> None:
+        """Forget what files of this key gave."""
+        self._run(lambda c: c.execute("DELETE FROM source WHERE key = ?", (source,)).rowcount, writes=True)
 
     def knows(self, setting: str) -> list[ReferenceRow]:
         """Return the references that compute by `setting` and have values, whatever their weights."""
@@ -293,7 +299,9 @@ class Store:
             except sqlite3.Error as error:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.rollback()
-                if _is_damage(error):
+                if self._reads_alone:  # it is not ours to mend
+                    self.close()
+                elif _is_damage(error):
                     self._set_aside(error)
                 else:
                     self._give_up(error)
@@ -323,6 +331,23 @@ class Store:
         self._connection = connection
         self._inode = self.path.stat().st_ino
         self._ids.clear()
+
+    def _connect_to_read(self) -> None:
+        """Open a database that can't be written, so that what is there is read; leave it where that fails too."""
+        name = self.path.absolute().as_uri()
+        for options in ("mode=ro", "mode=ro&immutable=1"):
+            with contextlib.suppress(sqlite3.Error, OSError):
+                log = self.path.with_name(f"{self.path.name}-wal")
+                if "immutable" in options and log.exists() and log.stat().st_size:
+                    return  # somebody writes: only with the log is it whole
+                connection = sqlite3.connect(f"{name}?{options}", uri=True, timeout=WAIT, isolation_level=None)
+                try:
+                    connection.execute("SELECT 1 FROM reference, source, value LIMIT 1").fetchone()
+                except sqlite3.Error:
+                    connection.close()
+                    raise
+                self._connection, self._reads_alone = connection, True
+                return
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         """Move a damaged database out of the way, unless another process did, and begin a new one."""
