@@ -17,8 +17,8 @@ from prefopt.train.config import DEFAULT_BUDGET
 from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
 from prefopt.workflow.directory import RECIPE
+from prefopt.workflow.footprint import Footprint
 from prefopt.workflow.lengths import Lengths, lengths_of
-from prefopt.workflow.plan import Footprint
 
 
 def with_budget(recipe: Recipe, budget: int) -> Recipe:

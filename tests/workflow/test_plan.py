@@ -164,3 +164,33 @@ def test_the_table_grows_with_the_card_and_shrinks_with_the_way() -> None:
     assert found["LoRA bf16"][2] == 0  # and not on 16
     assert found["QLoRA nf4, checkpoints"][1] > 0
     assert found["full bf16, checkpoints"][-1] == 0  # 8 billion weights, five times in 16 bits
+
+
+def test_a_reference_is_weighed_as_it_is_stored(write, tiny_model) -> None:
+    named = f"reference.model={tiny_model}"
+    whole = prepare(write(tiny_model, named), memory="8GB")[0].reference_bytes
+    stored = prepare(write(tiny_model, named, "reference.quantization=nf4"), memory="8GB")[0].reference_bytes
+    layers, largest = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64), 32 * 64
+    assert whole - stored == pytest.approx(layers * (2 - 4.5 / 8) - 2 * largest, abs=16)
+
+
+@pytest.mark.parametrize("setting", ["use_dora=true", "init_lora_weights=pissa", "modules_to_save=[lm_head]"])
+def test_auto_takes_a_copy_of_an_adapter_that_is_not_nothing_at_first(write, tiny_model, setting) -> None:
+    plain, other = (prepare(write(tiny_model, *own), memory="8GB")[0] for own in ([], [f"model.lora.{setting}"]))
+    assert plain.reference_bytes == 0
+    assert other.reference_bytes == other.weights.trainable_bytes > 0
+
+
+def test_auto_takes_a_copy_of_an_adapter_of_another_kind(write, tiny_model) -> None:
+    footprint, _, _ = prepare(write(tiny_model, "model.peft={peft_type: IA3}"), memory="8GB")
+    assert footprint.reference_bytes == footprint.weights.trainable_bytes > 0
+
+
+def test_a_reference_beside_the_policy_is_weighed_however_its_device_is_written(write, tiny_model, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("auto", "cpu", "cpu:0"):
+        recipe = write(tiny_model, f"reference={{model: {tiny_model}, device: '{device}'}}")
+        assert prepare(recipe)[0].reference_bytes > 0
+    for device, beside in (("cuda", True), ("cuda:0", True), ("cuda:1", False), ("cpu", False)):
+        recipe = write(tiny_model, f"reference={{model: {tiny_model}, device: '{device}'}}")
+        assert (prepare(recipe, memory="8GB")[0].reference_bytes > 0) == beside
