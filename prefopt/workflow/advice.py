@@ -9,7 +9,6 @@ import torch
 
 from prefopt.models.config import LoraSection, QuantizationSection
 from prefopt.models.plan.machine import Machine
-from prefopt.models.reference_config import ReferenceConfig
 from prefopt.workflow.footprint import STEP, Footprint, budget_of
 
 
@@ -38,7 +37,7 @@ def advice(footprint: Footprint, machine: Machine, largest: int | None) -> Itera
     if budget > least:
         budget, overrides = least, (f"train.token_budget={least}",)
     own = footprint
-    for what, further, change in _changes(footprint):
+    for what, further, change in changes(footprint):
         own = change(own)
         overrides = (*overrides, *further)
         total = own.total(budget)
@@ -47,13 +46,17 @@ def advice(footprint: Footprint, machine: Machine, largest: int | None) -> Itera
             return
 
 
-def _changes(footprint: Footprint) -> Iterator[tuple[str, tuple[str, ...], Callable[[Footprint], Footprint]]]:
+def changes(footprint: Footprint) -> Iterator[tuple[str, tuple[str, ...], Callable[[Footprint], Footprint]]]:
     """Yield what makes a run smaller: what it costs, the overrides, and the footprint with it."""
-    policy = footprint.policy
-    if footprint.reference_bytes:
+    policy, recipe = footprint.policy, footprint.recipe
+    in_parts = recipe.train.shard_weights  # for which a cache, 8-bit state and quantized weights are refused
+    stays = recipe.reference.kind != "moving" and "divergence" not in footprint.loss.extras
+    if footprint.reference_bytes and stays and not in_parts:
+        # A recipe's `reference: frozen_copy` gives way to its keys, of which this is one.
+        kept = ("reference.kind=frozen_copy",) if recipe.reference.kind == "frozen_copy" else ()
         yield (
             "a reference whose log-probs are on disk before (run `prefopt reference build` first): the same result",
-            ("reference.cache=true",),
+            (*kept, "reference.cache=true"),
             lambda f: replace(f, cached_reference=True),
         )
     if not policy.checkpointing:
@@ -62,30 +65,40 @@ def _changes(footprint: Footprint) -> Iterator[tuple[str, tuple[str, ...], Calla
             ("train.activation_checkpointing=true",),
             lambda f: replace(f, policy=f.policy.with_(checkpointing=True)),
         )
-    if "8bit" not in footprint.optimizer and footprint.weights.optimizer_bytes > 0:
+    if "8bit" not in footprint.optimizer and not in_parts and footprint.weights.optimizer_bytes > 0:
         yield (
             "an optimizer with 8-bit state",
             ("train.optim=adamw_bnb_8bit",),
             lambda f: replace(f, optimizer="adamw_bnb_8bit"),
         )
     if policy.trains_all:
-        yield (
-            "a LoRA adapter on the frozen model instead of training all of it",
-            ("model.lora={}", "model.dtype=bfloat16", "reference=auto"),
-            lambda f: replace(
-                f,
-                policy=f.policy.with_(lora=LoraSection(), freeze=(), dtype=torch.bfloat16),
-                recipe=f.recipe.model_copy(update={"reference": ReferenceConfig()}),
-            ),
-        )
-    if policy.config.quantization is None and policy.config.peft is None:
+        yield "a LoRA adapter on the frozen model instead of training all of it", _to_lora(footprint), _with_lora
+    if policy.config.quantization is None and policy.config.peft is None and not in_parts:
         yield (
             "frozen weights in 4 bits (QLoRA)",
             ("model.quantization=nf4",),
             lambda f: replace(f, policy=f.policy.with_(quantization=QuantizationSection(type="nf4"))),
         )
-    if policy.config.adapter is None and policy.config.peft is None:
+    lora = policy.config.lora or LoraSection()
+    if policy.config.adapter is None and policy.config.peft is None and lora.r > 8:
         yield ("a smaller adapter", ("model.lora.r=8",), _smaller_adapter)
+
+
+def _to_lora(footprint: Footprint) -> tuple[str, ...]:
+    thawed = ("model.freeze=[]",) if footprint.policy.config.freeze else ()
+    copied = footprint.recipe.reference.kind == "frozen_copy"  # which the model without its adapter replaces
+    return ("model.lora={}", *thawed, "model.dtype=bfloat16", *(("reference.kind=auto",) if copied else ()))
+
+
+def _with_lora(footprint: Footprint) -> Footprint:
+    reference = footprint.recipe.reference
+    if reference.kind == "frozen_copy":
+        reference = reference.model_copy(update={"kind": "auto"})
+    return replace(
+        footprint,
+        policy=footprint.policy.with_(lora=LoraSection(), freeze=(), dtype=torch.bfloat16),
+        recipe=footprint.recipe.model_copy(update={"reference": reference}),
+    )
 
 
 def _smaller_adapter(footprint: Footprint) -> Footprint:

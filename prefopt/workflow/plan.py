@@ -140,4 +140,9 @@ def prepare(
         notes.append("This architecture computes a prompt once for each completion; padding is left out of the plan.")
     if recipe.train.activation_offload and on_gpu:
         notes.append("Activations are offloaded: what they take of the GPU is less than the plan says.")
+    if recipe.train.shard_weights:
+        notes.append(
+            "The weights are shared out (train.shard_weights): each process holds its part of weights, gradients and "
+            "optimizer, so it needs less than the plan says, which is for one process."
+        )
     return Footprint(policy, recipe, loss, lengths, args, str(args.optim.value)), machine, notes

@@ -9,6 +9,7 @@ from prefopt.errors import ModelError
 from prefopt.losses import build
 from prefopt.models.plan.machine import GIB
 from prefopt.recipe import load_recipe
+from prefopt.workflow.advice import changes
 from prefopt.workflow.lengths import filled, shaped
 from prefopt.workflow.plan import plan_recipe, prepare
 from prefopt.workflow.plan_table import SIZES, WAYS, budgets, known_models
@@ -194,3 +195,31 @@ def test_a_reference_beside_the_policy_is_weighed_however_its_device_is_written(
     for device, beside in (("cuda", True), ("cuda:0", True), ("cuda:1", False), ("cpu", False)):
         recipe = write(tiny_model, f"reference={{model: {tiny_model}, device: '{device}'}}")
         assert (prepare(recipe, memory="8GB")[0].reference_bytes > 0) == beside
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.lora=null", "reference={kind: moving, every: 2}"),
+        ("model.lora=null", "model.freeze=[embeddings]"),
+        ("model.lora=null", "reference=frozen_copy"),
+        ("model.lora=null", "train.shard_weights=true"),
+        ("loss=tdpo", "model.lora=null"),
+        ("model.lora.r=4", "reference=frozen_copy"),
+    ],
+)
+def test_every_advice_is_a_recipe_that_loads(write, tiny_model, settings) -> None:
+    footprint, _, _ = prepare(write(tiny_model, *settings), memory="8GB", tokens_per_example=64)
+    overrides = settings
+    for _, further, change in changes(footprint):
+        overrides = (*overrides, *further)
+        recipe, footprint = write(tiny_model, *overrides), change(footprint)
+        recipe.train.arguments()
+        assert recipe.model.lora == footprint.policy.config.lora
+        assert recipe.reference.kind == footprint.recipe.reference.kind
+    assert "train.activation_checkpointing=true" in overrides
+
+
+def test_a_plan_of_weights_in_parts_says_that_it_is_for_one_process(write, tiny_model) -> None:
+    _, _, notes = prepare(write(tiny_model, "train.shard_weights=true"), memory="8GB")
+    assert any("train.shard_weights" in note for note in notes)
