@@ -16,7 +16,7 @@ from prefopt.models.adapters import new_adapter
 from prefopt.models.config import LoraSection, ModelConfig
 from prefopt.models.packed import PackedModel
 from prefopt.models.plan.imagined import ImaginedModel, layer_kinds, of_layers, on_meta
-from prefopt.models.plan.machine import GIB, Machine, find_machine, parse_memory
+from prefopt.models.plan.machine import GIB, Machine, find_machine, known_rates, parse_memory
 from prefopt.models.plan.passes import PassOptions
 from prefopt.models.plan.policy import PlannedPolicy, read_settings
 from prefopt.models.plan.tracing import Trace
@@ -224,3 +224,28 @@ def test_planning_leaves_the_attention_of_real_models_as_it_was():
     kept_by_the_plan(SHARED["llama"](), torch.float32, lora=True, checkpointing=False)
     with torch.no_grad(), packed.attached():
         assert torch.equal(packed.logprobs(pack), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79.15, "A100 80GB SXM"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100 40GB SXM"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "H100 SXM"),
+        ("NVIDIA H200", 139.7, "H200 SXM"),
+        ("NVIDIA GeForce RTX 4090", 23.5, "RTX 4090"),
+        ("NVIDIA L40S", 44.4, "L40S"),
+        ("NVIDIA RTX A6000", 47.5, "RTX A6000"),
+        ("NVIDIA GeForce RTX 3080", 9.8, "RTX 3080 10GB"),
+        ("NVIDIA GeForce RTX 3080", 11.8, None),
+        ("NVIDIA H100 PCIe", 79.1, None),
+        ("NVIDIA A100 80GB PCIe", 79.1, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, None),
+        ("NVIDIA GeForce RTX 3080 Ti", 11.8, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", 15.7, None),
+        ("NVIDIA GH200 480GB", 95.0, None),
+    ],
+)
+def test_a_gpu_has_the_rates_of_its_own_data_sheet_or_none(name, gigabytes, known):
+    found = known_rates(name, int(gigabytes * GIB))
+    assert (found and found.name) == known

@@ -1,14 +1,17 @@
 """`prefopt plan` on recipes: from a configuration alone, with the data's own lengths, and with advice that helps."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from prefopt.errors import ModelError
 from prefopt.losses import build
 from prefopt.models.plan.machine import GIB
 from prefopt.recipe import load_recipe
+from prefopt.workflow import train_run
 from prefopt.workflow.advice import changes
 from prefopt.workflow.lengths import filled, shaped
 from prefopt.workflow.plan import plan_recipe, prepare
@@ -223,3 +226,13 @@ def test_every_advice_is_a_recipe_that_loads(write, tiny_model, settings) -> Non
 def test_a_plan_of_weights_in_parts_says_that_it_is_for_one_process(write, tiny_model) -> None:
     _, _, notes = prepare(write(tiny_model, "train.shard_weights=true"), memory="8GB")
     assert any("train.shard_weights" in note for note in notes)
+
+
+def test_a_run_that_cant_be_planned_begins_with_the_default_budget(write, tiny_model, tmp_path) -> None:
+    own = ["model.peft={peft_type: SHIRA, r: 2}", "model.dtype=float32", "train.token_budget=auto", "eval.samples=0"]
+    console = Console(file=io.StringIO(), width=300)
+    steps = ["train.max_steps=1", "train.examples_per_step=4", f"train.output_dir={tmp_path}/run"]
+    train_run(write(tiny_model, *own, *steps), console=console)
+    said = console.file.getvalue()
+    assert "this run can't be planned (" in said
+    assert "for a token budget begins with 4,096" in said
