@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, RecipeError
 from prefopt.models.dtypes import DTYPES, resolve_device, resolve_dtype
 from prefopt.models.plan.machine import Machine, find_machine
 from prefopt.models.plan.policy import PlannedPolicy
 from prefopt.recipe import Recipe
+from prefopt.train.arguments import PreferenceArguments
+from prefopt.train.config import TrainConfig
 from prefopt.workflow.advice import Advice, advice
 from prefopt.workflow.footprint import Footprint, Parts, budget_of
 from prefopt.workflow.lengths import guessed_lengths, read_lengths
@@ -126,7 +128,7 @@ def prepare(
         gpu=on_gpu,
         checkpointing=bool((recipe.train.model_extra or {}).get("activation_checkpointing")),
     )
-    args = recipe.train.arguments()
+    args = _elsewhere(recipe.train) if on_gpu else recipe.train.arguments()
     notes = []
     if tokens_per_example is not None:
         lengths = guessed_lengths(recipe, loss, tokens_per_example)
@@ -146,3 +148,15 @@ def prepare(
             "optimizer, so it needs less than the plan says, which is for one process."
         )
     return Footprint(policy, recipe, loss, lengths, args, str(args.optim.value)), machine, notes
+
+
+def _elsewhere(train: TrainConfig) -> PreferenceArguments:
+    """Return the trainer's arguments for one GPU, whatever this machine has: a CPU refuses what a GPU does."""
+    given = train.model_extra or {}
+    fp16 = bool(given.get("fp16"))
+    if fp16 and given.get("bf16"):
+        raise RecipeError("train.fp16 and train.bf16 are both true; write one of them.")
+    here = {"use_cpu": True, "fp16": False, "fp16_full_eval": False, "tf32": None, "report_to": "none"}
+    args = train.model_copy(update={"activation_offload": False, **here}).arguments()
+    args.fp16, args.activation_offload = fp16, train.activation_offload
+    return args

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.losses import build
 from prefopt.models.plan.machine import GIB
 from prefopt.recipe import load_recipe
+from prefopt.train.arguments import PreferenceArguments
 from prefopt.workflow import train_run
 from prefopt.workflow.advice import changes
 from prefopt.workflow.lengths import filled, shaped
@@ -236,3 +237,17 @@ def test_a_run_that_cant_be_planned_begins_with_the_default_budget(write, tiny_m
     said = console.file.getvalue()
     assert "this run can't be planned (" in said
     assert "for a token budget begins with 4,096" in said
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_gpu_is_planned_for_whatever_this_machine_has(write, tiny_model, monkeypatch, gpus) -> None:
+    # What transformers finds on a machine with so many: without a CPU asked for, these settings are refused.
+    monkeypatch.setattr(PreferenceArguments, "n_gpu", property(lambda args: 0 if args.use_cpu else gpus))
+    for setting in ("fp16", "bf16", "activation_offload", "tf32"):
+        recipe = write(tiny_model, f"train.{setting}=true")
+        footprint, _, notes = prepare(recipe, gpu="4090", tokens_per_example=64)
+        assert (footprint.args.fp16, footprint.args.bf16) == (setting == "fp16", setting == "bf16")
+        assert any("offloaded" in note for note in notes) == (setting == "activation_offload")
+        assert recipe.train.activation_offload == (setting == "activation_offload")
+    with pytest.raises(RecipeError, match="both true"):
+        prepare(write(tiny_model, "train.fp16=true", "train.bf16=true"), gpu="4090")
