@@ -96,7 +96,14 @@ class PlannedPolicy:
             frozen = _Frozen(model) if reference else None
             return trace_passes(model, frozen, groups, options)
 
-        return for_layers(self._kinds, trace)
+        try:
+            return for_layers(self._kinds, trace)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ModelError(
+                f"{self.config.name} can't be planned: its code asks for numbers, or for an operator, that tensors "
+                f"without data don't have ({reason}). A run of it needs no plan: write train.token_budget as a number."
+            ) from error
 
     @cached_property
     def shares_prompts(self) -> bool:
