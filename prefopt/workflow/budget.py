@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from prefopt import environment
+from prefopt.errors import PrefoptError
 from prefopt.models.plan.machine import CPU_SLACK, CUDA_SLACK
 from prefopt.models.plan.policy import PlannedPolicy
 from prefopt.recipe import Recipe, load_recipe
@@ -17,8 +18,8 @@ from prefopt.train.config import DEFAULT_BUDGET
 from prefopt.train.feed import Feed
 from prefopt.train.trainer import PreferenceTrainer
 from prefopt.workflow.directory import RECIPE
+from prefopt.workflow.footprint import Footprint
 from prefopt.workflow.lengths import Lengths, lengths_of
-from prefopt.workflow.plan import Footprint
 
 
 def with_budget(recipe: Recipe, budget: int) -> Recipe:
@@ -44,18 +45,34 @@ def settle_budget(trainer: PreferenceTrainer, recipe: Recipe, say: Callable[[str
     budget = DEFAULT_BUDGET
     if isinstance(trainer.feed, Feed):
         lengths = lengths_of(trainer.feed, trainer.arguments)
-        footprint = _footprint(trainer, recipe, lengths)
-        guess = footprint.largest_budget(_room(trainer, footprint)) or lengths.longest
+        guess, spare = _planned(trainer, recipe, lengths, say)
         # More than the longest step has no point; what is less is rounded, so that it doesn't change with the weather.
         guess = lengths.longest_step if guess >= lengths.longest_step else max(lengths.longest, rounded_down(guess))
         # All ranks cut a step into the same packs before they share them out.
         budget = min(trainer.ranks.gather(guess))
         if not trainer.ranks.sharded:  # of which none can try a pass alone
-            spare = footprint.weights.optimizer_bytes
             budget = min(trainer.ranks.gather(try_budget(trainer, trainer.feed.plan.groups(0, 0), budget, spare=spare)))
     trainer.arguments.token_budget = budget
     say(f"token budget: {budget:,} (train.token_budget: auto)")
     return with_budget(recipe, budget)
+
+
+def _planned(
+    trainer: PreferenceTrainer, recipe: Recipe, lengths: Lengths, say: Callable[[str], None]
+) -> tuple[int, int]:
+    """Return the budget to begin with, and the bytes of the optimizer's state.
+
+    Where no plan can be made, that is the default budget, and as many bytes as Adam keeps for what trains.
+    """
+    try:
+        footprint = _footprint(trainer, recipe, lengths)
+        found = footprint.largest_budget(_room(trainer, footprint))
+        return found or lengths.longest, footprint.weights.optimizer_bytes
+    except (PrefoptError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        say(f"this run can't be planned ({reason}), so the search for a token budget begins with {DEFAULT_BUDGET:,}.")
+        trained = [p for p in trainer.packed.model.parameters() if p.requires_grad]
+        return DEFAULT_BUDGET, sum(2 * p.numel() * p.itemsize for p in trained)
 
 
 def _footprint(trainer: PreferenceTrainer, recipe: Recipe, lengths: Lengths) -> Footprint:

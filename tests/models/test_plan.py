@@ -16,9 +16,9 @@ from prefopt.models.adapters import new_adapter
 from prefopt.models.config import LoraSection, ModelConfig
 from prefopt.models.packed import PackedModel
 from prefopt.models.plan.imagined import ImaginedModel, layer_kinds, of_layers, on_meta
-from prefopt.models.plan.machine import GIB, Machine, find_machine, parse_memory
+from prefopt.models.plan.machine import GIB, Machine, find_machine, known_rates, parse_memory
 from prefopt.models.plan.passes import PassOptions
-from prefopt.models.plan.policy import PlannedPolicy, read_settings
+from prefopt.models.plan.policy import PlannedPolicy, read_settings, settings_of
 from prefopt.models.plan.tracing import Trace
 from prefopt.models.plan.weights import optimizer_bytes, weigh
 from prefopt.records import Group
@@ -224,3 +224,38 @@ def test_planning_leaves_the_attention_of_real_models_as_it_was():
     kept_by_the_plan(SHARED["llama"](), torch.float32, lora=True, checkpointing=False)
     with torch.no_grad(), packed.attached():
         assert torch.equal(packed.logprobs(pack), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "known"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79.15, "A100 80GB SXM"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100 40GB SXM"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "H100 SXM"),
+        ("NVIDIA H200", 139.7, "H200 SXM"),
+        ("NVIDIA GeForce RTX 4090", 23.5, "RTX 4090"),
+        ("NVIDIA L40S", 44.4, "L40S"),
+        ("NVIDIA RTX A6000", 47.5, "RTX A6000"),
+        ("NVIDIA GeForce RTX 3080", 9.8, "RTX 3080 10GB"),
+        ("NVIDIA GeForce RTX 3080", 11.8, None),
+        ("NVIDIA H100 PCIe", 79.1, None),
+        ("NVIDIA A100 80GB PCIe", 79.1, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, None),
+        ("NVIDIA GeForce RTX 3080 Ti", 11.8, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", 15.7, None),
+        ("NVIDIA GH200 480GB", 95.0, None),
+    ],
+)
+def test_a_gpu_has_the_rates_of_its_own_data_sheet_or_none(name, gigabytes, known):
+    found = known_rates(name, int(gigabytes * GIB))
+    assert (found and found.name) == known
+
+
+def test_a_model_whose_passes_cant_be_imagined_is_a_sentence():
+    # Torch imagines the products of experts in bfloat16 alone.
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    settings = settings_of({"model_type": "qwen3_moe", "num_key_value_heads": 2, **sizes, **experts})
+    section = ModelConfig(name="experts", lora=LoraSection(r=4, target_modules=("q_proj",)))
+    with pytest.raises(ModelError, match=r"experts can't be planned: .*dtype.*A run of it needs no plan"):
+        PlannedPolicy(settings, section, torch.float32, True).passes(GROUPS, PassOptions(), reference=False)

@@ -1,14 +1,19 @@
 """`prefopt plan` on recipes: from a configuration alone, with the data's own lengths, and with advice that helps."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.losses import build
 from prefopt.models.plan.machine import GIB
 from prefopt.recipe import load_recipe
+from prefopt.train.arguments import PreferenceArguments
+from prefopt.workflow import train_run
+from prefopt.workflow.advice import changes
 from prefopt.workflow.lengths import filled, shaped
 from prefopt.workflow.plan import plan_recipe, prepare
 from prefopt.workflow.plan_table import SIZES, WAYS, budgets, known_models
@@ -164,3 +169,85 @@ def test_the_table_grows_with_the_card_and_shrinks_with_the_way() -> None:
     assert found["LoRA bf16"][2] == 0  # and not on 16
     assert found["QLoRA nf4, checkpoints"][1] > 0
     assert found["full bf16, checkpoints"][-1] == 0  # 8 billion weights, five times in 16 bits
+
+
+def test_a_reference_is_weighed_as_it_is_stored(write, tiny_model) -> None:
+    named = f"reference.model={tiny_model}"
+    whole = prepare(write(tiny_model, named), memory="8GB")[0].reference_bytes
+    stored = prepare(write(tiny_model, named, "reference.quantization=nf4"), memory="8GB")[0].reference_bytes
+    layers, largest = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64), 32 * 64
+    assert whole - stored == pytest.approx(layers * (2 - 4.5 / 8) - 2 * largest, abs=16)
+
+
+@pytest.mark.parametrize("setting", ["use_dora=true", "init_lora_weights=pissa", "modules_to_save=[lm_head]"])
+def test_auto_takes_a_copy_of_an_adapter_that_is_not_nothing_at_first(write, tiny_model, setting) -> None:
+    plain, other = (prepare(write(tiny_model, *own), memory="8GB")[0] for own in ([], [f"model.lora.{setting}"]))
+    assert plain.reference_bytes == 0
+    assert other.reference_bytes == other.weights.trainable_bytes > 0
+
+
+def test_auto_takes_a_copy_of_an_adapter_of_another_kind(write, tiny_model) -> None:
+    footprint, _, _ = prepare(write(tiny_model, "model.peft={peft_type: IA3}"), memory="8GB")
+    assert footprint.reference_bytes == footprint.weights.trainable_bytes > 0
+
+
+def test_a_reference_beside_the_policy_is_weighed_however_its_device_is_written(write, tiny_model, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("auto", "cpu", "cpu:0"):
+        recipe = write(tiny_model, f"reference={{model: {tiny_model}, device: '{device}'}}")
+        assert prepare(recipe)[0].reference_bytes > 0
+    for device, beside in (("cuda", True), ("cuda:0", True), ("cuda:1", False), ("cpu", False)):
+        recipe = write(tiny_model, f"reference={{model: {tiny_model}, device: '{device}'}}")
+        assert (prepare(recipe, memory="8GB")[0].reference_bytes > 0) == beside
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.lora=null", "reference={kind: moving, every: 2}"),
+        ("model.lora=null", "model.freeze=[embeddings]"),
+        ("model.lora=null", "reference=frozen_copy"),
+        ("model.lora=null", "train.shard_weights=true"),
+        ("loss=tdpo", "model.lora=null"),
+        ("model.lora.r=4", "reference=frozen_copy"),
+    ],
+)
+def test_every_advice_is_a_recipe_that_loads(write, tiny_model, settings) -> None:
+    footprint, _, _ = prepare(write(tiny_model, *settings), memory="8GB", tokens_per_example=64)
+    overrides = settings
+    for _, further, change in changes(footprint):
+        overrides = (*overrides, *further)
+        recipe, footprint = write(tiny_model, *overrides), change(footprint)
+        recipe.train.arguments()
+        assert recipe.model.lora == footprint.policy.config.lora
+        assert recipe.reference.kind == footprint.recipe.reference.kind
+    assert "train.activation_checkpointing=true" in overrides
+
+
+def test_a_plan_of_weights_in_parts_says_that_it_is_for_one_process(write, tiny_model) -> None:
+    _, _, notes = prepare(write(tiny_model, "train.shard_weights=true"), memory="8GB")
+    assert any("train.shard_weights" in note for note in notes)
+
+
+def test_a_run_that_cant_be_planned_begins_with_the_default_budget(write, tiny_model, tmp_path) -> None:
+    own = ["model.peft={peft_type: SHIRA, r: 2}", "model.dtype=float32", "train.token_budget=auto", "eval.samples=0"]
+    console = Console(file=io.StringIO(), width=300)
+    steps = ["train.max_steps=1", "train.examples_per_step=4", f"train.output_dir={tmp_path}/run"]
+    train_run(write(tiny_model, *own, *steps), console=console)
+    said = console.file.getvalue()
+    assert "this run can't be planned (" in said
+    assert "for a token budget begins with 4,096" in said
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_gpu_is_planned_for_whatever_this_machine_has(write, tiny_model, monkeypatch, gpus) -> None:
+    # What transformers finds on a machine with so many: without a CPU asked for, these settings are refused.
+    monkeypatch.setattr(PreferenceArguments, "n_gpu", property(lambda args: 0 if args.use_cpu else gpus))
+    for setting in ("fp16", "bf16", "activation_offload", "tf32"):
+        recipe = write(tiny_model, f"train.{setting}=true")
+        footprint, _, notes = prepare(recipe, gpu="4090", tokens_per_example=64)
+        assert (footprint.args.fp16, footprint.args.bf16) == (setting == "fp16", setting == "bf16")
+        assert any("offloaded" in note for note in notes) == (setting == "activation_offload")
+        assert recipe.train.activation_offload == (setting == "activation_offload")
+    with pytest.raises(RecipeError, match="both true"):
+        prepare(write(tiny_model, "train.fp16=true", "train.bf16=true"), gpu="4090")

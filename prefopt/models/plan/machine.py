@@ -88,7 +88,8 @@ def find_machine(gpu: str | None = None, memory: str | None = None, *, dtype: to
         return Machine(f"a GPU with {size / GIB:.4g} GiB", True, size)
     if not cpu and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        return Machine(name, True, torch.cuda.get_device_properties().total_memory, _known(name))
+        size = torch.cuda.get_device_properties().total_memory
+        return Machine(name, True, size, known_rates(name, size))
     return Machine("this machine's CPU", False, environment.available_memory(), measured(dtype), 1.0)
 
 
@@ -100,10 +101,18 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * ((1 << 20) if (found[2] or "g").startswith("m") else GIB))
 
 
-def _known(name: str) -> Gpu | None:
-    """Return what a data sheet says of the GPU that calls itself `name`."""
+def known_rates(name: str, memory: int) -> Gpu | None:
+    """Return what a data sheet says of the GPU that calls itself `name` and has so many bytes; None for others.
+
+    A board of another speed may have the same number in its name, such as a laptop's, a Ti or one for PCIe.
+    """
     words = name.lower().replace("-", " ").split()
-    return next((gpu for key, gpu in GPUS.items() if key.partition("-")[0] in words), None)
+    if {"laptop", "pcie", "ti", "super", "max", "nvl", "mobile", "ada"} & set(words) or "mig" in words:
+        return None
+    found = [gpu for key, gpu in GPUS.items() if key.partition("-")[0] in words]
+    # What a driver reports is somewhat less than what a card is sold with, or somewhat more: 80 GB are 79.1 GiB.
+    near = [gpu for gpu in found if abs(memory / GIB - gpu.memory) < 0.12 * gpu.memory]
+    return min(near, key=lambda gpu: abs(memory / GIB - gpu.memory), default=None)
 
 
 def measured(dtype: torch.dtype) -> Gpu:

@@ -17,10 +17,12 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import AutoConfig
 
 from prefopt.errors import ModelError
-from prefopt.models.adapters import new_adapter, settle_dtype
+from prefopt.models.adapters import adapter_changes_nothing, new_adapter, settle_dtype
 from prefopt.models.config import ModelConfig
 from prefopt.models.gguf import packaged_gguf
 from prefopt.models.plan.imagined import ImaginedModel, layer_kinds, of_layers, on_meta
@@ -94,12 +96,33 @@ class PlannedPolicy:
             frozen = _Frozen(model) if reference else None
             return trace_passes(model, frozen, groups, options)
 
-        return for_layers(self._kinds, trace)
+        try:
+            return for_layers(self._kinds, trace)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ModelError(
+                f"{self.config.name} can't be planned: its code asks for numbers, or for an operator, that tensors "
+                f"without data don't have ({reason}). A run of it needs no plan: write train.token_budget as a number."
+            ) from error
 
     @cached_property
     def shares_prompts(self) -> bool:
         """Whether completions of a pack share their prompt."""
         return ImaginedModel(self._model(self._kinds[:1]), gpu=self.gpu).admission.shared
+
+    @cached_property
+    def starts_as_base(self) -> bool:
+        """Whether the policy is at first the model without its adapter, which can then be its reference."""
+        if self.config.lora is None or self.config.adapter is not None or self.config.peft is not None:
+            return False
+        if self.config.lora.passthrough().get("init_lora_weights", True) not in (True, "gaussian"):
+            return False  # no half of the adapter starts as zeros
+        model = self._model(self._kinds)
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                for half in (layer.lora_B, layer.lora_embedding_A):
+                    _begin_with_zeros(half)
+        return adapter_changes_nothing(model)
 
     @property
     def _kinds(self) -> list[str | None]:
@@ -127,6 +150,13 @@ class PlannedPolicy:
         adapted = get_peft_model(model, found)
         settle_dtype(adapted, self.config.lora.dtype)
         return adapted
+
+
+def _begin_with_zeros(part: nn.Module) -> None:
+    """Replace weights without data by ones that can be looked at: a zero each, whatever their shape."""
+    for module in part.modules():
+        for name in module._parameters:
+            module._parameters[name] = nn.Parameter(torch.zeros(1))
 
 
 class _Frozen(AdapterOff):
