@@ -8,20 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from prefopt.cli.console import print_json, results
+from prefopt.cli.recipe_arguments import Overrides
 
 
 def plan(
     recipe: Annotated[
         Path | None, typer.Argument(help="The recipe: a YAML file.", metavar="RECIPE", show_default=False)
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SECTION.KEY=VALUE",
-            help="Values that replace those of the recipe, each section.key=value.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="Plan for this GPU: 4090, a100, ...; else for this machine.")
     ] = None,

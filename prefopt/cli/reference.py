@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from prefopt.cli.console import messages, print_json, results
+from prefopt.cli.recipe_arguments import Overrides, RecipeFile
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells a process. A build's processes share the cache and nothing else."""
@@ -19,15 +20,8 @@ Folder = Annotated[
 
 
 def build(
-    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file.", metavar="RECIPE", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SECTION.KEY=VALUE",
-            help="Values that replace those of the recipe, each section.key=value.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
     shard: Annotated[
         str | None,
         typer.Option("--shard", metavar="I/N", help="Compute the I-th of N parts, from 0; torchrun sets it by itself."),

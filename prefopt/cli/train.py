@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from prefopt.cli.console import INTERRUPTED, messages
+from prefopt.cli.recipe_arguments import Overrides, RecipeFile
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file.", metavar="RECIPE", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SECTION.KEY=VALUE",
-            help="Values that replace those of the recipe, each section.key=value.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in train.output_dir.")
     ] = False,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefopt.errors import ModelError
 from prefopt.kernels.attention_plan import Plan, Tile, build_plan
@@ -33,8 +32,7 @@ def register() -> None:
 
     No mask function is registered under the name: transformers then builds no (T, T) mask.
     """
-    if SHARED_PROMPT not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
+    AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
 
 
 def shared_prompt_attention(

@@ -53,6 +53,5 @@ def compiled(model: nn.Module, backend: str) -> Iterator[None]:
             layer._compiled_call_impl = _known[layer]
         yield
     finally:
-        AttentionInterface.register(SHARED_PROMPT, shared_prompt_attention)
         for layer in layers:
             layer._compiled_call_impl = None
