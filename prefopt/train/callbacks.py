@@ -65,12 +65,17 @@ class MetricsFile(TrainerCallback):
             file.write(json.dumps(record) + "\n")
 
 
-def replace_lines(path: Path, lines: list[str]) -> None:
-    """Write a file of lines so that a kill never leaves half of it."""
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in lines))
+    aside.write_text(text)
     aside.replace(path)
+
+
+def replace_lines(path: Path, lines: list[str]) -> None:
+    """Write a file of lines as `replace_text` does."""
+    replace_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -143,10 +143,7 @@ class PreferenceTrainer(ResumableTrainer):
         if self.ranks.sharded:
             return sharded_reference(wanted, self.packed, self.loss_module, tokenizer=tokenizer)
         built = reference_of(wanted, self.packed, self.loss_module, self.feed, self.arguments, tokenizer=tokenizer)
-        with self.accelerator.autocast():
-            device = self.args.device.type
-            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        release_if_stored(built, self.loss_module, self.feed, self.eval_data, self.arguments, autocast)
+        release_if_stored(built, self.loss_module, self.feed, self.eval_data, self.arguments, self._autocast_dtype())
         return built
 
     # ---- data ----
@@ -179,7 +176,8 @@ class PreferenceTrainer(ResumableTrainer):
     ) -> Tensor:
         """Run one step's packs forward and backward; returns the step's loss, detached."""
         if self._work and self._peak is None:
-            self._peak = peak_rate(self.args.device, self._multiplies_in()) or 0.0
+            dtype = self._autocast_dtype() or self.packed.head_weight.dtype
+            self._peak = peak_rate(self.args.device, dtype) or 0.0
         self._pace.start()
         model.train()
         self.loss_module.train()
@@ -220,12 +218,10 @@ class PreferenceTrainer(ResumableTrainer):
         computes = self.reference.name != "none" and self.reference.live is self.reference
         return sum(self._work.flops(pack, reference=computes) for pack in packs if pack.num_sequences)
 
-    def _multiplies_in(self) -> torch.dtype:
+    def _autocast_dtype(self) -> torch.dtype | None:
         device = self.args.device.type
         with self.accelerator.autocast():
-            if torch.is_autocast_enabled(device):
-                return torch.get_autocast_dtype(device)
-        return self.packed.head_weight.dtype
+            return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _not_finite(self, packs: Sequence[Pack], context: Callable[[], Any]) -> Tensor:
         """Save the rows of a step that is no number; then stop, or go on with the weights as they are."""
@@ -260,14 +256,14 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, evaluate, save and stop on all ranks when a callback of one of them asks for it."""
-        asked = self.ranks.gather([getattr(self.control, name) for name in _CONTROL])
-        for name, answers in zip(_CONTROL, zip(*asked, strict=True), strict=True):
-            setattr(self.control, name, any(answers))
+        self._agree(_CONTROL)
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        ends = _CONTROL[-2:]  # which a callback may have asked for meanwhile
-        for name, answers in zip(
-            ends, zip(*self.ranks.gather([getattr(self.control, e) for e in ends]), strict=True), strict=True
-        ):
+        self._agree(_CONTROL[-2:])  # a callback may have asked for the end meanwhile
+
+    def _agree(self, names: Sequence[str]) -> None:
+        """Let all ranks do what one of them is asked to do."""
+        asked = self.ranks.gather([getattr(self.control, name) for name in names])
+        for name, answers in zip(names, zip(*asked, strict=True), strict=True):
             setattr(self.control, name, any(answers))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt.errors import RunError
 from prefopt.recipe import Recipe, dump_recipe, load_recipe
+from prefopt.train.callbacks import replace_text
 
 RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.json", "metrics.jsonl"
 REJECTED, SAMPLES, ADAPTER, MODEL = "rejected_rows.jsonl", "samples.json", "adapter", "model"
@@ -70,11 +71,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader, or a kill, never meets half of it."""
     replace_text(path, json.dumps(content, indent=1))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -23,7 +23,7 @@ from prefopt.models.sharded import trained_weights
 from prefopt.recipe import Recipe, dump_recipe
 from prefopt.train.alarms import Alarms
 from prefopt.train.arguments import PreferenceArguments
-from prefopt.train.callbacks import MetricsFile, ProgressLine
+from prefopt.train.callbacks import MetricsFile, ProgressLine, replace_text
 from prefopt.train.feed import Feed
 from prefopt.train.ranks import Ranks, ranks_of_this_run
 from prefopt.train.trainer import PreferenceTrainer
@@ -39,7 +39,6 @@ from prefopt.workflow.directory import (
     SAMPLES,
     SAMPLES_DURING,
     claim_directory,
-    replace_text,
     write_json,
 )
 from prefopt.workflow.finished import save_result
