@@ -63,7 +63,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", default="", metavar="FILE", help="write torch's profiler table of our side there")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--optimizer", default="adamw_torch", help="any name of transformers.TrainingArguments.optim")
+    parser.add_argument(
+        "--optimizer",
+        default="adamw_torch_fused",
+        help="any name of transformers.TrainingArguments.optim; default: as both libraries have it",
+    )
     parser.add_argument("--token-budget", type=int, default=4096, help="tokens of one of our packs at most")
     parser.add_argument("--sentences", default="", metavar="FILE", help="JSON Lines with `text`; default: the demo's")
     parser.add_argument(

@@ -43,7 +43,7 @@ class Job:
     alpha: int = 32
     beta: float = 0.1
     learning_rate: float = 1e-4
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     token_budget: int = 4096
     policy: str = "lora"
     """`lora`, or `full` for all weights."""
