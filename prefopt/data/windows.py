@@ -283,7 +283,7 @@ class PreferenceStream:
         said = json.dumps(
             [names, weights, self.window, self.options.model_dump(mode="json", exclude={"workers"})], sort_keys=True
         )
-        return hashlib.sha256(f"prefopt-stream-1:{said}:{self._head.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(f"prefopt-stream-2:{said}:{self._head.fingerprint}".encode()).hexdigest()
 
 
 def _size(name: str) -> int:
