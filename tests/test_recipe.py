@@ -265,6 +265,16 @@ REFUSED = {
         "recipe.yaml:4: reference.kind is adapter_off, but model.lora is null",
         "",
     ),
+    "weights in parts and a reference that moves": (
+        ("5e-4", "5e-4\n  shard_weights: true\nreference: {kind: moving, every: 2}"),
+        "recipe.yaml:12: reference.kind is moving and train.shard_weights is true",
+        "leave one of the two out.",
+    ),
+    "weights in parts and a reference that is looked up": (
+        ("5e-4", "5e-4\n  shard_weights: true\nreference: {cache: true}"),
+        "recipe.yaml:12: reference.cache is true and train.shard_weights is true",
+        "leave one of the two out.",
+    ),
     "evaluation without data": (
         ("5e-4", "5e-4\n  eval_strategy: steps"),
         "recipe.yaml:11: train.eval_strategy is steps, but there is no data.eval",

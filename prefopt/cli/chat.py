@@ -53,7 +53,7 @@ def chat(
     from prefopt.sampling import stream
     from prefopt.workflow import load_run
 
-    model, tokenizer, _ = load_run(run)
+    model, tokenizer, recipe = load_run(run)
     speakers = [_Speaker("tuned", adapter=True)]
     if hasattr(model, "disable_adapter"):
         speakers.insert(0, _Speaker("base", adapter=False))
@@ -78,6 +78,7 @@ def chat(
                     top_p=top_p,
                     seed=seed + number,
                     adapter=speaker.adapter,
+                    thinking=recipe.data.thinking,
                 )
                 speaker.turns.append({"role": "assistant", "content": answer})
 

@@ -10,7 +10,7 @@ import jinja2
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from prefopt.data.rows import Dialogue, Message, RowError
-from prefopt.data.thinking import CLOSE, OPEN, Thinking, thought_of
+from prefopt.data.thinking import ASKED, CLOSE, OPEN, Thinking, thought_of
 from prefopt.data.tracing import Layout, trace_layout
 from prefopt.data.words import lone_tokens
 from prefopt.errors import DataError
@@ -75,8 +75,7 @@ class ChatTemplate:
                 "Use the model's instruct version, set tokenizer.chat_template to a template, or give plain-text data."
             )
         self._tokenizer = tokenizer
-        # What templates that know it as a switch are told; others don't look at it.
-        self._switches: dict[str, Any] = {"enable_thinking": False} if thinking == "drop" else {}
+        self._switches = ASKED[thinking]
         self._ends = _end_tokens(tokenizer)
         question: Message = {"role": "user", "content": "a"}
         try:

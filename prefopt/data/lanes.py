@@ -7,7 +7,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from prefopt.data.encode import Task
 from prefopt.data.formats import Format
+from prefopt.data.joining import tasks_of
 from prefopt.data.mixing import turn
 from prefopt.data.read import Place, RawRow
 from prefopt.data.sources import NamedRows
@@ -27,7 +29,7 @@ class LanePlace:
     row: int = 0
     """Rows of this pass so far."""
     drawn: int = 0
-    """Rows of all passes so far."""
+    """Rows of all passes so far; rows that are joined count as one."""
 
     def came_round(self, start: LanePlace) -> bool:
         """Whether every row was read since `start`."""
@@ -49,10 +51,14 @@ def from_json(places: Sequence[Mapping[str, Any]]) -> Places:
 
 @dataclass(frozen=True)
 class StreamRow:
-    """A row of a stream."""
+    """A row of a stream, or neighbours that make one list."""
 
     raw: RawRow
-    format: Format
+    task: Task
+    lane: int
+    """Which of the lanes it is from."""
+    number: int
+    """Rows of this pass before it."""
     new: bool
     """Read for the first time: of its lane's first pass."""
     after: Places
@@ -68,8 +74,10 @@ class Lane:
     """Of each source."""
     weight: float = 1.0
 
-    def rows(self, start: LanePlace) -> Generator[tuple[RawRow, Format, LanePlace], None, None]:
+    def rows(self, start: LanePlace) -> Generator[tuple[RawRow, Task, LanePlace], None, None]:
         """Yield rows from `start` on, each with the place behind it, without end.
+
+        A row that can't be read and stands in the middle of a list is no place to stop at: begin behind the list.
 
         Raises:
             DataError: a source can't be read, or a whole pass has no row.
@@ -80,14 +88,16 @@ class Lane:
             for number in range(here.file, len(self.sources)):
                 first = here.place if number == here.file else None
                 with closing(self.sources[number].read(first)) as rows:
-                    ahead = next(rows, None)
+                    tasks = tasks_of(rows, self.formats[number])
+                    ahead = next(tasks, None)
                     while ahead is not None:
-                        raw, ahead = ahead, next(rows, None)
-                        here = replace(here, file=number, place=raw.after, row=here.row + 1, drawn=here.drawn + 1)
+                        (raw, task), ahead = ahead, next(tasks, None)
+                        row = here.row + 1 + len(raw.joined)
+                        here = replace(here, file=number, place=raw.after, row=row, drawn=here.drawn + 1)
                         if ahead is None and number == len(self.sources) - 1:
                             here = LanePlace(passes=here.passes + 1, drawn=here.drawn)
                         seen = True
-                        yield raw, self.formats[number], here
+                        yield raw, task, here
             if not (seen or began):
                 raise DataError(f"{self.sources[0].name} has no rows any more; it must not change while it is read.")
             began = False
@@ -103,9 +113,9 @@ def interleaved(lanes: Sequence[Lane], start: Places) -> Generator[StreamRow, No
     try:
         while True:
             chosen = turn(weights, [place.drawn for place in here])
-            new = here[chosen].passes == 0
-            raw, format_, here[chosen] = next(readers[chosen])
-            yield StreamRow(raw, format_, new, tuple(here))
+            before = here[chosen]
+            raw, task, here[chosen] = next(readers[chosen])
+            yield StreamRow(raw, task, chosen, before.row, before.passes == 0, tuple(here))
     finally:
         for reader in readers:
             reader.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -13,10 +12,11 @@ from prefopt.data.config import DataOptions
 from prefopt.data.encode import Outcome, RowEncoder, Task, encoded, read_task
 from prefopt.data.fit import TooLongError
 from prefopt.data.formats import SAMPLE, Format, FormName, recognise
+from prefopt.data.joining import tasks_of
 from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
 from prefopt.data.row_error import LeftOut, RowError
-from prefopt.data.rows import Dialogue, Document, join, rewritten
+from prefopt.data.rows import Dialogue, Document
 from prefopt.data.rules import Rules, compare
 from prefopt.data.sources import Identity, NamedRows, Source, open_sources
 from prefopt.data.summary import Recognised
@@ -45,7 +45,8 @@ class Loading:
         self.read = self.used = self.fallbacks = self.altered = 0
         self._sources = list(open_sources(source, options)) if sources is None else list(sources)
         self._form: FormName | None = None
-        self._rules = Rules(options)
+        self.rules = Rules(options)
+        """Counts ties and contradictions."""
         self._needed: list[int] = []  # lengths of the rows that were too long
 
     def rows(self) -> Iterator[UsableRow]:
@@ -54,10 +55,10 @@ class Loading:
             try:
                 read = read_task(task, as_chat=self.options.as_chat)
             except RowError as error:
-                self._reject_unread(raw, error)
+                self.reject_unread(raw, error)
                 continue
             try:
-                self._rules.check(compare(read, task.format.form))
+                self.rules.check(compare(read, task.format.form))
             except RowError as error:
                 self.reject(raw, error)
             else:
@@ -69,10 +70,10 @@ class Loading:
         with closing(encoded(encoder, self._batches(), workers, after_death="load again")) as rows:
             for raw, outcome in rows:
                 if outcome.comparison is None:
-                    self._reject_unread(raw, outcome.error())
+                    self.reject_unread(raw, outcome.error())
                     continue
                 try:
-                    self._rules.check(outcome.comparison)
+                    self.rules.check(outcome.comparison)
                     if outcome.ids is None:
                         raise outcome.error()
                 except RowError as error:
@@ -106,8 +107,9 @@ class Loading:
         if isinstance(error, TooLongError):
             self._needed.append(error.needed)
 
-    def _reject_unread(self, raw: RawRow, error: RowError) -> None:
-        self._rules.ties += isinstance(error, LeftOut)  # a preference for neither
+    def reject_unread(self, raw: RawRow, error: RowError) -> None:
+        """List a row of which nobody knows what it compares."""
+        self.rules.ties += isinstance(error, LeftOut)  # a preference for neither
         self.reject(raw, error)
 
     def use(self, raw: RawRow) -> None:
@@ -128,8 +130,8 @@ class Loading:
             "rows_used": self.used,
             "rejected": dict(self.rejected.reasons.most_common()),
             "left_out": dict(self.rejected.left_out.most_common()),
-            "ties": self._rules.ties,
-            "contradictions": self._rules.contradictions,
+            "ties": self.rules.ties,
+            "contradictions": self.rules.contradictions,
             "form": self._form or "",
             "recognised": tuple(self.recognised),
         }
@@ -170,7 +172,7 @@ class Loading:
     def _tasks(self) -> Generator[tuple[RawRow, Task], None, None]:
         """Yield every row, or rows that are joined, in order."""
         if self.options.contradictions == "drop":
-            self._rules.drop_both(self._contradicted())
+            self.rules.drop_both(self._contradicted())
         for named in self._sources:
             with closing(named.read(None)) as rows:
                 yield from self._of_source(named.name, rows)
@@ -188,12 +190,7 @@ class Loading:
             raise DataError(f"{name} has no row that can be read.")
         format_ = recognise(sample, self.options, source=name)
         self._agree(name, format_)
-        every = self._counted(chain(head, rows))
-        if format_.joins_neighbours:
-            yield from _joined(every, format_)
-        else:
-            for raw in every:
-                yield raw, Task(raw.row, raw.problem, format_)
+        yield from tasks_of(self._counted(chain(head, rows)), format_)
 
     def _counted(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
         for raw in rows:
@@ -205,7 +202,7 @@ class Loading:
         first = Loading((), self.options.model_copy(update={"contradictions": "keep"}), RejectedRows(), self._sources)
         for _ in first.rows():
             pass
-        return first._rules.both_ways()
+        return first.rules.both_ways()
 
     def _agree(self, source: str, format_: Format) -> None:
         self.recognised.append(Recognised(source, format_.name, format_.why))
@@ -215,29 +212,3 @@ class Loading:
                 "sources of one form."
             )
         self._form = format_.form
-
-
-def _joined(rows: Iterable[RawRow], format_: Format) -> Iterator[tuple[RawRow, Task]]:
-    """Make one row of neighbours with the same prompt."""
-    raws: list[RawRow] = []
-    parts: list[Mapping[str, Any]] = []
-
-    def whole() -> tuple[RawRow, Task]:
-        raw = replace(raws[0], joined=tuple(raws[1:]), after=raws[-1].after)
-        return raw, Task(raw.row, "", format_, join(parts))
-
-    for raw in rows:
-        try:
-            own = None if raw.row is None else rewritten(raw.row, format_)
-        except RowError:
-            own = None
-        if own is None:
-            yield raw, Task(raw.row, raw.problem, format_)  # which says why, as it did here
-            continue
-        if parts and own["prompt"] != parts[0]["prompt"]:
-            yield whole()
-            raws, parts = [], []
-        raws.append(raw)
-        parts.append(own)
-    if parts:
-        yield whole()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from prefopt.data.config import DataOptions
 from prefopt.data.formats import FormName
@@ -28,6 +28,14 @@ class Comparison(NamedTuple):
     """The score of both completions of a pair, where it is the same."""
 
 
+class Ways(Protocol):
+    """What is compared -> the ways in which it was met, as bits."""
+
+    def get(self, key: int, default: int, /) -> int: ...
+
+    def __setitem__(self, key: int, ways: int, /) -> None: ...
+
+
 class Rules:
     """Judges rows one after the other, and remembers a digest of 8 bytes of each.
 
@@ -40,10 +48,11 @@ class Rules:
         contradictions: rows that say the opposite of an earlier one.
     """
 
-    def __init__(self, options: DataOptions) -> None:
+    def __init__(self, options: DataOptions, met: Ways | None = None) -> None:
+        """Remember in `met` what was met, in place of a dict."""
         self.ties = self.contradictions = 0
         self._options = options
-        self._seen: dict[int, int] = {}  # what is compared -> the ways in which it was met
+        self._met: Ways = {} if met is None else met
         self._dropped: frozenset[int] = frozenset()
 
     def check(self, comparison: Comparison) -> None:
@@ -55,21 +64,21 @@ class Rules:
         key, way, tie = comparison
         self.ties += tie is not None
         check_tie(comparison, self._options)
-        met = self._seen.get(key, 0)
-        self._seen[key] = met | way
-        if met & (BOTH_WAYS ^ way):
-            self.contradictions += 1
+        met = self._met.get(key, 0)
+        opposed = bool(met & (BOTH_WAYS ^ way))
+        self.contradictions += opposed
+        if opposed and self._options.contradictions == "keep_first" and not met & way:
+            raise LeftOut("data.contradictions", "contradiction", "an earlier row says the opposite")
+        self._met[key] = met | way
         if key in self._dropped:
             raise LeftOut("data.contradictions", "contradiction", "another row says the opposite")
-        if met & (BOTH_WAYS ^ way) and self._options.contradictions == "keep_first" and not met & way:
-            self._seen[key] = met
-            raise LeftOut("data.contradictions", "contradiction", "an earlier row says the opposite")
         if met & way and self._options.duplicates == "drop":
             raise LeftOut("data.duplicates", "duplicate", "an earlier row says the same")
 
     def both_ways(self) -> frozenset[int]:
         """Return what was met both ways round."""
-        return frozenset(key for key, met in self._seen.items() if met == BOTH_WAYS)
+        assert isinstance(self._met, dict)
+        return frozenset(key for key, met in self._met.items() if met == BOTH_WAYS)
 
     def drop_both(self, comparisons: frozenset[int]) -> None:
         """Leave out every row with one of these comparisons."""

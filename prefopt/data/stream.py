@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from prefopt.data.pack import OverBudget, build_packs
 from prefopt.data.shard import shard
 from prefopt.data.steps import StepPlan
-from prefopt.data.windows import PreferenceStream
+from prefopt.data.windows import PreferenceStream, State
 from prefopt.data.workers import in_order
 from prefopt.errors import DataError
 from prefopt.records import Group, Pack
@@ -150,7 +150,8 @@ class StreamLoader:
         self._plan = partial(
             StepPlan, examples_per_step=examples_per_step, seed=seed, mismatched=mismatched, group_prompts=group_prompts
         )
-        self._place: dict[str, Any] = {"window": 0, "step": 0, "at": None}
+        self._window, self._step = 0, 0
+        self._at: Callable[[], State | None] = lambda: None
         self._examples_per_step = examples_per_step
         self._identity: dict[str, Any] = {
             "data": stream.fingerprint,
@@ -161,13 +162,13 @@ class StreamLoader:
         }
 
     def __iter__(self) -> Iterator[Item]:
-        number, first, state = self._place["window"], self._place["step"], self._place["at"]
-        with closing(self.stream.windows(self._examples_per_step, state)) as windows:
+        number, first = self._window, self._step
+        with closing(self.stream.windows(self._examples_per_step, self._at())) as windows:
             for window in windows:
                 plan = self._plan(window.data)
                 for step in range(first, plan.steps_per_epoch):
                     packs = self.packing.packs(plan.groups(number, step))
-                    self._place = {"window": number, "step": step + 1, "at": window.state}
+                    self._window, self._step, self._at = number, step + 1, window.state
                     yield {"micro": packs}
                 number, first = number + 1, 0
 
@@ -177,7 +178,7 @@ class StreamLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place and what it is a place in; JSON-able."""
-        return {**self._place, **self._identity}
+        return {"window": self._window, "step": self._step, "at": self._at(), **self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a saved place.
@@ -186,7 +187,8 @@ class StreamLoader:
             DataError: the state belongs to other sources or options, another seed, step size or order.
         """
         _check_identity(self._identity, state)
-        self._place = {name: state[name] for name in ("window", "step", "at")}
+        self._window, self._step = state["window"], state["step"]
+        self._at = lambda: state["at"]
 
 
 def _check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:

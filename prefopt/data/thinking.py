@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from prefopt.data.rows import Dialogue, Document, Message, RowError
 
@@ -13,6 +14,8 @@ Thinking = Literal["keep", "drop"]
 OPEN, CLOSE = "<think>", "</think>"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Where a message holds its thought when its content doesn't."""
+ASKED: Mapping[Thinking, Mapping[str, Any]] = {"keep": {}, "drop": {"enable_thinking": False}}
+"""What chat templates are told; those that don't know it as a switch don't look at it."""
 _THOUGHT = re.compile(rf"{OPEN}.*?{CLOSE}\s*", re.DOTALL)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,14 @@ from prefopt.data.config import DataOptions
 from prefopt.data.dataset import PreferenceData
 from prefopt.data.encode import Outcome, RowEncoder, Task, encoded, refused
 from prefopt.data.formats import SAMPLE, Format, recognise
+from prefopt.data.joining import tasks_of
 from prefopt.data.lanes import Lane, LanePlace, Places, StreamRow, from_json, interleaved, to_json
 from prefopt.data.load import parse_options
 from prefopt.data.loading import Loading
 from prefopt.data.mixing import Weighted
-from prefopt.data.read import RawRow
 from prefopt.data.rejected import RejectedRows
+from prefopt.data.remembered import StreamRules
 from prefopt.data.row_error import LeftOut
-from prefopt.data.rules import check_tie
 from prefopt.data.sources import NamedRows, open_sources
 from prefopt.data.summary import DataSummary
 from prefopt.errors import DataError
@@ -49,8 +50,8 @@ State = dict[str, Any]
 class Window:
     """Examples that are shuffled together."""
 
-    state: State
-    """From which `PreferenceStream.windows` reads this window again."""
+    state: Callable[[], State]
+    """Makes what `PreferenceStream.windows` reads this window again from; JSON-able."""
     data: PreferenceData
     """In the form that the loss asks for; a multiple of a step's examples."""
 
@@ -105,6 +106,7 @@ class PreferenceStream:
             sources = tuple(open_sources(names, self.options))
             formats = tuple(self._recognise(one, head) for one in sources)
             self._lanes.append(Lane(sources, formats, weights[number].weight if weights else 1.0))
+        self._rules = StreamRules(self.options, len(self._lanes))
         self.form: Form = self._books.form()
         self._head = self._data(head)
         self.fingerprint = self._identify()
@@ -158,9 +160,11 @@ class PreferenceStream:
             if state is not None:
                 here = from_json(state["lanes"])
                 self._restore(state["books"])
+            self._rules = StreamRules(self.options, len(self._lanes), state and state["rules"])
+            books.rules = self._rules.books
             with closing(self._outcomes(here)) as outcomes:
                 while True:
-                    began = {"lanes": to_json(here), "books": self._kept()}
+                    began = partial(_state, here, self._kept(), self._rules.kept())
                     data, here = self._gather(outcomes, here, examples_per_step)
                     yield Window(began, data)
 
@@ -205,11 +209,13 @@ class PreferenceStream:
         """Keep the books: each row counts once, the first time that it is read."""
         books = self._books
         if row.new:
-            books.read += 1
-            if (ids := outcome.ids) is None:
+            books.read += 1 + len(row.raw.joined)
+            if outcome.comparison is None:
+                books.reject_unread(row.raw, outcome.error())
+            elif (ids := outcome.ids) is None:
                 books.reject(row.raw, outcome.error())
             else:
-                books.used += 1
+                books.use(row.raw)
                 books.fallbacks += ids.fallback
                 books.altered += ids.altered
                 self._cuts[0] += ids.prompt_cut
@@ -225,21 +231,21 @@ class PreferenceStream:
         def batches() -> Iterator[list[tuple[StreamRow, Task]]]:
             with closing(interleaved(self._lanes, start)) as rows:
                 while batch := list(islice(rows, BATCH)):
-                    yield [(row, _task(row.raw, row.format)) for row in batch]
+                    yield [(row, row.task) for row in batch]
 
         workers = self.options.workers or 0
         after = "go on from the last checkpoint by --resume"
         with closing(encoded(self._encode, batches(), workers, after_death=after)) as rows:
             for row, outcome in rows:
-                yield row, self._ruled(outcome)
+                yield row, self._ruled(row, outcome)
 
-    def _ruled(self, outcome: Outcome) -> Outcome:
+    def _ruled(self, row: StreamRow, outcome: Outcome) -> Outcome:
         """Return what the rules make of a row."""
         try:
             if outcome.comparison is not None:
-                check_tie(outcome.comparison, self.options)
-        except LeftOut as tie:
-            return refused(tie)
+                self._rules.check(row, outcome.comparison)
+        except LeftOut as left:
+            return refused(left, outcome.comparison)
         return outcome
 
     def _kept(self) -> State:
@@ -263,15 +269,12 @@ class PreferenceStream:
         if not sample:
             raise DataError(f"{source.name} has no row that can be read.")
         format_ = recognise(sample, self.options, source=source.name)
-        if format_.joins_neighbours:
-            raise DataError(
-                f"{source.name} has one answer a row ({format_.name}), and its lists are made of neighbouring rows, "
-                "which a stream doesn't look at together: make lists of them with `prefopt data convert` first."
-            )
         self._books._agree(source.name, format_)
-        outcomes = self._encode([_task(raw, format_) for raw in found]).outcomes
-        ruled = zip(found, map(self._ruled, outcomes), strict=True)
-        head += [outcome.example(raw.where) for raw, outcome in ruled if outcome.ids is not None]
+        tasks = [*tasks_of(found, format_)]
+        outcomes = self._encode([task for _, task in tasks]).outcomes
+        for (raw, _), outcome in zip(tasks, outcomes, strict=True):
+            if outcome.ids is not None and not (self.options.ties == "drop" and _is_tie(outcome)):
+                head.append(outcome.example(raw.where))
         return format_
 
     def _identify(self) -> str:
@@ -280,7 +283,7 @@ class PreferenceStream:
         said = json.dumps(
             [names, weights, self.window, self.options.model_dump(mode="json", exclude={"workers"})], sort_keys=True
         )
-        return hashlib.sha256(f"prefopt-stream-1:{said}:{self._head.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(f"prefopt-stream-2:{said}:{self._head.fingerprint}".encode()).hexdigest()
 
 
 def _size(name: str) -> int:
@@ -299,17 +302,20 @@ class _Asked:
 
 
 def _check_rules(options: DataOptions) -> None:
-    """Refuse rules that would have to remember every row of a stream."""
-    for key in ("duplicates", "contradictions"):
-        if (value := getattr(options, key)) != "keep":
-            raise DataError(
-                f"data.{key} = {value} compares each row with all before it, which a stream doesn't remember: apply it "
-                "once with `prefopt data convert`, or set data.streaming=false."
-            )
+    """Refuse the rule that would have to know rows of a stream before they are read."""
+    if options.contradictions == "drop":
+        raise DataError(
+            "data.contradictions = drop leaves out a row for what a later one says, which a stream doesn't know yet: "
+            "write keep_first, apply the rule once with `prefopt data convert`, or set data.streaming=false."
+        )
 
 
-def _task(raw: RawRow, format_: Format) -> Task:
-    return Task(raw.row, raw.problem, format_)
+def _state(here: Places, books: State, rules: Callable[[], State]) -> State:
+    return {"lanes": to_json(here), "books": books, "rules": rules()}
+
+
+def _is_tie(outcome: Outcome) -> bool:
+    return outcome.comparison is not None and outcome.comparison.tie is not None
 
 
 def _made_of(row: Outcome, form: Form, asked: _Asked | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from prefopt.models.gguf import converted, packaged_gguf
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 _UNWANTED = ("*/*", "consolidated*.safetensors", "*.fp16.safetensors", "*.bf16.safetensors")
 """Other copies of the same weights (ONNX, original, variants) that a repository may hold."""
+
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots")
+"""A folder of the Hub's own cache, which says whose it is."""
+_ON_HUB = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,20 @@ def find_model(name: str, *, revision: str | None, remote_code: bool, dtype: str
     folder = find_folder(name, "model", revision=revision, remote_code=remote_code)
     _check_model_folder(name, folder)
     return Source(name, folder)
+
+
+def public_name(name: str) -> str:
+    """Return what a model is called elsewhere: its name on the Hub where that is known, else the last of its path."""
+    if cached := _CACHED.search(name):
+        return "/".join(cached.groups())
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return path.name if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf") else name
+    try:
+        said = json.loads((path / "config.json").read_text()).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    return said if isinstance(said, str) and _ON_HUB.fullmatch(said) else path.resolve().name
 
 
 def find_adapter(name: str) -> Source:

@@ -132,6 +132,12 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave "
             "one of the two out: every process can hold the quantized model."
         )
+    if recipe.train.shard_weights and (kind == "moving" or recipe.reference.cache is True):
+        what = "reference.kind is moving" if kind == "moving" else "reference.cache is true"
+        yield (
+            f"{what} and train.shard_weights is true, but processes that hold weights in parts must all pass through "
+            "the model together, which such a reference does not; leave one of the two out."
+        )
     if recipe.data.streaming and int((recipe.train.model_extra or {}).get("max_steps", -1)) < 1:
         yield (
             "data.streaming is true, and nobody knows how long a stream is: write train.max_steps, the number of steps "

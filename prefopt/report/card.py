@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from prefopt.errors import RunError
+from prefopt.models.config import QuantizationSection
+from prefopt.models.source import public_name
 from prefopt.report import figures, tables
 from prefopt.report.read import RunFiles, read_run
 from prefopt.report.verdict import judge
@@ -58,15 +60,16 @@ def _parts(
     run: RunFiles, folder: Path, merged: Merged | None, license: str | None, curves: list[figures.Drawing]
 ) -> Iterator[str]:
     recipe = run.recipe
-    base, loss = str(_of(recipe, "model", "name")), str(_of(recipe, "loss", "name") or NONE)
+    named, loss = str(_of(recipe, "model", "name")), str(_of(recipe, "loss", "name") or NONE)
+    base = public_name(named)
     kind = "adapter" if (folder / "adapter_config.json").is_file() else "model"
-    yield f"---\n{_metadata(recipe, base, loss, kind, license)}\n---"
+    yield f"---\n{_metadata(recipe, base, loss, kind, license or _license(named))}\n---"
     name = run.path.resolve().name
     yield f"# {name}"
     link = f"[{base}](https://huggingface.co/{base})" if _on_hub(base) else f"`{_shown(base)}`"
     made = {"adapter": "A PEFT adapter of", "model": "A fine-tune of"}[kind]
     yield f"{made} {link}, trained on preferences with the loss `{loss}` by prefopt."
-    yield _use(base, kind, folder)
+    yield _use(recipe, base, kind, folder)
     verdict = judge(run)
     yield "\n\n".join(["## Result", f"**{verdict.title}.**", *verdict.sentences])
     if lines := tables.held_out(run):
@@ -88,27 +91,51 @@ def _metadata(recipe: Mapping[str, Any], base: str, loss: str, kind: str, licens
         base_model_relation=("adapter" if kind == "adapter" else "finetune") if _on_hub(base) else None,
         library_name="peft" if kind == "adapter" else "transformers",
         pipeline_tag="text-generation",
-        license=license or _license(base),
+        license=license,
         datasets=[name for name in names if _on_hub(name)] or None,
         tags=["prefopt", "preference-optimization", *re.findall(r"[a-z_]+(?=\(|$| \+)", loss)[:3]],
     )
     return str(data.to_yaml())
 
 
-def _use(base: str, kind: str, folder: Path) -> str:
-    lines = ["## Use", "", "```python"]
-    if kind == "adapter":
-        lines.append("from peft import PeftModel")
-    lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if kind == "adapter":
-        lines += [
-            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{_shown(base)}"), HERE)',
-        ]
+def _use(recipe: Mapping[str, Any], base: str, kind: str, folder: Path) -> str:
+    here, quantized = f'"{folder.name}"', _quantized(recipe) if kind == "adapter" else None
+    names = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if quantized else [])]
+    lines = ["from peft import PeftModel"] if kind == "adapter" else []
+    lines += [f"from transformers import {', '.join(names)}", ""]
+    if quantized:
+        lines += ["# The adapter was trained on weights that were quantized like this.", f"quantized = {quantized}"]
+        lines += [f'base = AutoModelForCausalLM.from_pretrained("{_shown(base)}", quantization_config=quantized)']
+        lines += [f"model = PeftModel.from_pretrained(base, {here})"]
+    elif kind == "adapter":
+        lines += [f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{_shown(base)}"), {here})']
     else:
-        lines += ["model = AutoModelForCausalLM.from_pretrained(HERE)"]
-    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained(HERE)", "```"]).replace(
-        "HERE", f'"{folder.name}"'
-    )
+        lines += [f"model = AutoModelForCausalLM.from_pretrained({here})"]
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({here})"]
+    if _of(recipe, "data", "thinking") == "drop":
+        lines += [
+            "# It was trained to answer without a thought: ask with",
+            "# tokenizer.apply_chat_template(..., add_generation_prompt=True, enable_thinking=False)",
+        ]
+    return "\n".join(["## Use", "", "```python", *lines, "```"])
+
+
+def _quantized(recipe: Mapping[str, Any]) -> str | None:
+    """Return the call that makes the base's quantization, or None where it has none."""
+    asked = _of(recipe, "model", "quantization")
+    if asked is None:
+        return None
+    section = QuantizationSection.model_validate(asked)
+    if section.type == "int8":
+        options = ["load_in_8bit=True", "llm_int8_threshold=0.0"]
+    else:
+        dtype = section.compute_dtype if section.compute_dtype != "auto" else str(_of(recipe, "model", "dtype"))
+        options = ["load_in_4bit=True", f'bnb_4bit_quant_type="{section.type}"']
+        options += ["bnb_4bit_use_double_quant=True"] if section.double_quant else []
+        options += [f'bnb_4bit_compute_dtype="{"bfloat16" if dtype == "auto" else dtype}"']
+    if section.skip_modules:
+        options.append(f"llm_int8_skip_modules={[*section.skip_modules, 'lm_head']}")
+    return f"BitsAndBytesConfig({', '.join(options)})"
 
 
 def _merged(merged: Merged) -> str:

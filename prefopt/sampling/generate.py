@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, TextStreamer
 
+from prefopt.data.thinking import Thinking
 from prefopt.errors import DataError, RecipeError
 from prefopt.models.adapters import adapter_disabled
 from prefopt.models.modes import evaluating
@@ -32,6 +33,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 8,
     adapter: bool = True,
+    thinking: Thinking = "keep",
 ) -> list[str]:
     """Return one completion a prompt, sampled from the model's own distribution up to its end of turn.
 
@@ -48,6 +50,8 @@ def generate(
         seed: of the sampling.
         batch_size: prompts at once; it changes which samples are drawn, not their distribution.
         adapter: False samples from the model without its adapter.
+        thinking: the recipe's `data.thinking`; "drop" asks the chat template for answers without a thought, as training
+            did.
 
     Raises:
         RecipeError: when a setting is out of range.
@@ -57,7 +61,8 @@ def generate(
     if isinstance(prompts, str):
         raise DataError("prompts is one text; write [text] to continue it.")
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "batch_size": batch_size}
-    rows = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, adapter=adapter, **options)
+    options |= {"adapter": adapter, "thinking": thinking}
+    rows = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
     ends = end_of_turn_ids(model, tokenizer)
     return [_text(tokenizer, row, ends) for row in rows]
 
@@ -73,12 +78,13 @@ def generate_ids(
     seed: int = 0,
     batch_size: int = 8,
     adapter: bool = True,
+    thinking: Thinking = "keep",
 ) -> list[tuple[int, ...]]:
     """Return the token ids of one completion a prompt; it ends with its end-of-turn token unless it was cut.
 
     The arguments and errors are those of `generate`, whose texts these are.
     """
-    encoded = [_encode(model, tokenizer, prompt, max_new_tokens, at) for at, prompt in enumerate(prompts)]
+    encoded = [_encode(model, tokenizer, prompt, max_new_tokens, at, thinking) for at, prompt in enumerate(prompts)]
     config = _settings(model, tokenizer, max_new_tokens, temperature, top_p, batch_size)
     rows: list[tuple[int, ...]] = []
     with _sampling(model, config, seed=seed, adapter=adapter) as base:
@@ -100,12 +106,13 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     adapter: bool = True,
+    thinking: Thinking = "keep",
 ) -> str:
     """Generate one completion, give its text to `on_text` piece by piece as words are complete, and return it whole.
 
     The arguments and errors are those of `generate`; so is the text, for a batch of this one prompt.
     """
-    encoded = _encode(model, tokenizer, prompt, max_new_tokens, 0)
+    encoded = _encode(model, tokenizer, prompt, max_new_tokens, 0, thinking)
     config = _settings(model, tokenizer, max_new_tokens, temperature, top_p, 1)
     pieces = _Pieces(tokenizer, on_text)
     with _sampling(model, config, seed=seed, adapter=adapter) as base:
@@ -175,9 +182,9 @@ def _settings(
     )
 
 
-def _encode(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int, at: int) -> list[int]:
+def _encode(model: Any, tokenizer: Any, prompt: Prompt, max_new_tokens: int, at: int, thinking: Thinking) -> list[int]:
     try:
-        ids = encode_prompt(tokenizer, prompt)
+        ids = encode_prompt(tokenizer, prompt, thinking=thinking)
     except DataError as error:
         raise DataError(f"prompt {at}: {error}") from error
     room = getattr(model.config, "max_position_embeddings", None)

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard, cast
 
 from jinja2 import TemplateError
 
+from prefopt.data.thinking import ASKED, Thinking
 from prefopt.errors import DataError
 
 Message = Mapping[str, Any]
@@ -18,11 +19,14 @@ def is_token_ids(prompt: Sequence[Message] | Sequence[int]) -> TypeGuard[Sequenc
     return all(isinstance(item, int) for item in prompt)
 
 
-def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message] | Sequence[int]) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: str | Sequence[Message] | Sequence[int], *, thinking: Thinking = "keep"
+) -> list[int]:
     """Return the token ids that a completion follows.
 
     A string is tokenized as it stands; messages go through the chat template, up to where the assistant speaks;
-    token ids are taken as they are.
+    token ids are taken as they are. `thinking` is what the model was trained with (`data.thinking`): "drop" asks the
+    template for an answer without a thought.
 
     Raises:
         DataError: when messages meet a tokenizer without chat template, or the template refuses them, or nothing
@@ -44,6 +48,7 @@ def encode_prompt(tokenizer: Any, prompt: str | Sequence[Message] | Sequence[int
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
+                **ASKED[thinking],
             )
         except (TemplateError, KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"the chat template refuses the prompt: {error}.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -22,6 +22,10 @@ PATIENCE = timedelta(days=7)
 """How long ranks wait for one another: rank 0 may read data for hours. One that dies ends the wait."""
 LAST_WORDS = 30.0
 """Seconds that a rank which failed waits for the others to hear why."""
+LAST_WORDS_IN_PARTS = 2.0
+"""The same where weights lie in parts: whoever waits for such a part hears nothing before this rank has ended."""
+_WORD = "prefopt/failed"
+"""Where a rank that failed leaves its sentence, for those that only notice that it has gone."""
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport")
 """What gloo says of a process that is no longer there."""
 BUCKET = 1 << 25
@@ -38,6 +42,21 @@ class _Failure:
 
     rank: int
     text: str
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What a rank sends in place of a value when all are to begin their step anew."""
+
+    tokens: int
+
+
+class BeginAgainError(Exception):
+    """Another rank ran out of memory: the step begins anew on all of them, in packs of no more than `tokens`."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
 
 
 class Ranks:
@@ -58,11 +77,13 @@ class Ranks:
         self.size = size
         self.sharded = sharded
         self._group = group
-        self._told: BaseException | None = None
+        self._told: list[BaseException] = []
 
     def with_sharded_weights(self) -> Ranks:
         """Return the same processes, of which each has its part of the weights; one process has all of them."""
-        return Ranks(self.rank, self.size, self._group, sharded=self.size > 1)
+        ranks = Ranks(self.rank, self.size, self._group, sharded=self.size > 1)
+        ranks._told = self._told  # nothing is told twice
+        return ranks
 
     @property
     def main(self) -> bool:
@@ -74,14 +95,28 @@ class Ranks:
 
         Raises:
             OtherRankError: a rank failed, or died.
+            BeginAgainError: a rank asks for that by `begin_again`.
         """
         if self.size == 1:
             return [value]
-        found = self._exchange(value)
-        for answer in found:
-            if isinstance(answer, _Failure):
-                raise OtherRankError(answer.text)
+        found = _unless_failed(self._exchange(value))
+        if again := [answer.tokens for answer in found if isinstance(answer, _Again)]:
+            raise BeginAgainError(min(again))
         return found
+
+    def begin_again(self, tokens: int) -> int:
+        """Let all ranks begin their step anew, in packs of so many tokens; returns how many the smallest limit allows.
+
+        Call it in the middle of a step, in the place of whatever this rank would have exchanged next: the others then
+        raise `BeginAgainError`. Not where weights lie in parts, for which the others may be waiting.
+
+        Raises:
+            OtherRankError: a rank failed, or died.
+        """
+        if self.size == 1:
+            return tokens
+        found = _unless_failed(self._exchange(_Again(tokens)))
+        return min(answer.tokens for answer in found if isinstance(answer, _Again))
 
     def meet(self) -> None:
         """Wait until every rank is here."""
@@ -125,6 +160,18 @@ class Ranks:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         held = self.gather(bytes(parameter.grad is not None for parameter in trained))
         used = [parameter for parameter, *there in zip(trained, *held, strict=True) if any(there)]
+        try:
+            self._sum(used)
+        except (RuntimeError, MemoryError) as error:
+            if _is_of_a_lost_rank(error):
+                raise
+            # The others are summing too and can't be asked to begin the step anew.
+            raise RunError(
+                f"Gradients could not be summed over the processes: {error or 'no memory'}. If memory ran out, lower "
+                "train.token_budget, which changes no result, and go on from the last checkpoint by --resume."
+            ) from error
+
+    def _sum(self, used: Sequence[nn.Parameter]) -> None:
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -151,17 +198,19 @@ class Ranks:
 
     def _lost(self) -> OtherRankError:
         return OtherRankError(
-            f"process {self.rank} of {self.size} lost another one, which ended without a word: it was killed, or its "
-            "machine ran out of memory. Go on from the last checkpoint by --resume."
+            _left_word()
+            or f"process {self.rank} of {self.size} lost another one, which ended without a word: it was killed, or "
+            "its machine ran out of memory. Go on from the last checkpoint by --resume."
         )
 
     def _tell(self, error: BaseException) -> None:
         """Send `error` in the place of the next value. Ranks that wait for something else are not waited for long."""
-        if self.size == 1 or self._told is error:
+        if self.size == 1 or any(told is error for told in self._told):
             return
-        self._told = error
+        self._told.append(error)
         what = str(error) if isinstance(error, PrefoptError) else f"{type(error).__name__}: {error}".rstrip(": ")
         failure = _Failure(self.rank, f"process {self.rank} of {self.size} failed: {what}")
+        _leave_word(failure.text)
 
         def send() -> None:
             try:
@@ -171,7 +220,7 @@ class Ranks:
 
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
-        sender.join(LAST_WORDS)
+        sender.join(LAST_WORDS_IN_PARTS if self.sharded else LAST_WORDS)
 
 
 ALONE = Ranks()
@@ -189,6 +238,28 @@ def ranks_of_this_run() -> Ranks:
 def _launched() -> Ranks:
     """Return the ranks of torch's process group; all of them make the group for objects here, once."""
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def _unless_failed(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, _Failure):
+            raise OtherRankError(answer.text)
+    return answers
+
+
+def _leave_word(text: str) -> None:
+    """Write down why this rank failed, where the launcher keeps what ranks need to find each other."""
+    with suppress(RuntimeError):  # it has ended already
+        dist.distributed_c10d._get_default_store().set(_WORD, text)
+
+
+def _left_word() -> str | None:
+    """Return why another rank failed, if it could say so and what it said is still there."""
+    with suppress(RuntimeError):
+        store = dist.distributed_c10d._get_default_store()
+        if store.check([_WORD]):
+            return str(store.get(_WORD).decode())
+    return None
 
 
 def _is_of_a_lost_rank(error: BaseException) -> bool:

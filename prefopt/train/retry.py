@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prefopt.data.halve import cost, cut, units
 from prefopt.errors import RunError
 from prefopt.records import Pack
-from prefopt.train.ranks import ALONE, Ranks
+from prefopt.train.ranks import ALONE, BeginAgainError, Ranks
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -41,29 +41,35 @@ class PackLimit:
     ) -> Result:
         """Return what `step` makes of the packs, cut smaller where they don't fit.
 
-        One of several ranks can't begin a step anew while the others wait for it: there, running out of memory ends
-        the run with a sentence.
+        Of several ranks all begin the step anew when one runs out of memory, which it tells them in the place of what
+        it would have exchanged next. Where weights lie in parts it can't: the others wait for its part in the middle
+        of a layer, and running out of memory ends the run with a sentence.
 
         Args:
             packs: of one optimizer step.
-            step: computes them, and adds to the gradients of `parameters`.
+            step: computes them, and adds to the gradients of `parameters`; anything else that it changes it sets
+                back when it is called again.
             parameters: what trains; gradients that are there before stay, whatever fails.
             ranks: the processes that compute the step together.
 
         Raises:
-            RunError: a pack of a single example doesn't fit, or one of several ranks ran out of memory.
+            RunError: a pack of a single example doesn't fit, or one of several ranks that hold weights in parts ran
+                out of memory.
         """
-        if ranks.size > 1:
+        if ranks.sharded:
             return _whole(step, packs)
         owners = [p for p in parameters if p.requires_grad]
         before = [None if p.grad is None else p.grad.clone() for p in owners]
         cut_ = self._cut(packs)
         while True:
-            if (result := _tried(step, cut_)) is not _FAILED:
-                return result  # type: ignore[return-value]
+            result = _tried(step, cut_)
+            if not isinstance(result, _Failed):
+                return result
             # Only now nothing holds what the failed passes had made.
             _forget(owners, before)
-            self._shrink(cut_)
+            if (told := result.told) is None:
+                told = ranks.begin_again(self._shrink(cut_))
+            self.tokens = min(told, self.tokens or told)
             cut_ = self._cut(cut_)
 
     def _cut(self, packs: Sequence[Pack]) -> Sequence[Pack]:
@@ -71,8 +77,8 @@ class PackLimit:
             return packs
         return [part for pack in packs for part in cut(pack, self.tokens)]
 
-    def _shrink(self, packs: Sequence[Pack]) -> None:
-        """Set the limit to half of the largest pack that can be cut, and say so; raise where there is none."""
+    def _shrink(self, packs: Sequence[Pack]) -> int:
+        """Return half of the largest pack that can be cut, and say so; raise where there is none."""
         several = [pack for pack in packs if len(units(pack)) > 1]
         if not several:
             largest = max(packs, key=cost)
@@ -82,14 +88,15 @@ class PackLimit:
                 "train.activation_checkpointing: true, or see what `prefopt plan` advises."
             )
         tokens = max(map(cost, several))
-        self.tokens = max(1, tokens // 2)
+        half = max(1, tokens // 2)
         _log.warning(
             "A pack of %d tokens doesn't fit into memory, so packs are cut to %d tokens from here on; the result is "
             "the same. Write train.token_budget: %d to begin with that.",
             tokens,
-            self.tokens,
-            self.tokens,
+            half,
+            half,
         )
+        return half
 
 
 def _described(pack: Pack) -> str:
@@ -105,23 +112,29 @@ def _whole(step: Callable[[Sequence[Pack]], Result], packs: Sequence[Pack]) -> R
         if not is_out_of_memory(error):
             raise
         raise RunError(
-            f"The device ran out of memory with packs of up to {max(map(cost, packs))} tokens, and one of several "
-            "processes can't compute a step again in smaller ones. Lower train.token_budget, which changes no result, "
-            "and go on from the last checkpoint by --resume."
+            f"The device ran out of memory with packs of up to {max(map(cost, packs))} tokens, and processes that hold "
+            "weights in parts (train.shard_weights) can't compute a step again in smaller ones. Lower "
+            "train.token_budget, which changes no result, and go on from the last checkpoint by --resume."
         ) from error
 
 
-_FAILED = object()
+class _Failed(NamedTuple):
+    """Memory ran out, here or on another rank."""
+
+    told: int | None = None
+    """What another rank limits packs to."""
 
 
-def _tried(step: Callable[[Sequence[Pack]], Result], packs: Sequence[Pack]) -> Result | object:
-    """Return the result, or `_FAILED` when memory ran out. The error dies here: it holds the tensors of its frames."""
+def _tried(step: Callable[[Sequence[Pack]], Result], packs: Sequence[Pack]) -> Result | _Failed:
+    """Return the result, or that memory ran out. The error dies here: it holds the tensors of its frames."""
     try:
         return step(packs)
+    except BeginAgainError as other:
+        return _Failed(other.tokens)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _FAILED
+        return _Failed()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

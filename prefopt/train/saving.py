@@ -73,6 +73,9 @@ class ResumableTrainer(Trainer):
                 total = self._resume["total_loss"] + self._resume["loss_sum"]
                 counted = self.state.global_step - self._resume["skipped"]
                 return TrainOutput(self.state.global_step, total / max(counted, 1), {})
+            if checkpoint is not None:  # before the Trainer measures what train.eval_on_start asks for
+                self._load_loss(self._resume)
+                self._load_reference(checkpoint)
             with self._attached():
                 output = super().train(resume_from_checkpoint=checkpoint and str(checkpoint), **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
@@ -227,8 +230,6 @@ class ResumableTrainer(Trainer):
         self._window = MeanMetrics.from_state(self._resume["window"])
         self._tokens = self._resume["tokens"]
         self._skipped = self._resume["skipped"]
-        self._load_loss(self._resume)
-        self._load_reference(Path(checkpoint))
         self._tr_loss += self._resume["loss_sum"]
         self._globalstep_last_logged = self._resume["last_logged"]
         self.callback_handler.train_dataloader.load_state_dict(self._resume["place"])

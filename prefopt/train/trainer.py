@@ -184,7 +184,10 @@ class PreferenceTrainer(ResumableTrainer):
         packs = [pack.to(self.args.device) for pack in inputs["micro"]]
         context = forward_context(self.model, self.accelerator.autocast, offload=self.arguments.activation_offload)
 
+        remembered = {name: buffer.clone() for name, buffer in self.loss_module.state_dict().items()}
+
         def step(packs: Sequence[Pack]) -> StepResult:
+            self.loss_module.load_state_dict(remembered)  # as before a try that another rank broke off
             return run_step(
                 self.packed,
                 self.reference,
@@ -195,7 +198,6 @@ class PreferenceTrainer(ResumableTrainer):
                 ranks=self.ranks,
             )
 
-        remembered = {name: buffer.clone() for name, buffer in self.loss_module.state_dict().items()}
         result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
         self._tokens += result.tokens
         self._pace.add(result.tokens, self._flops(packs))

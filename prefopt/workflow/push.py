@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from prefopt.errors import RunError
+from prefopt.models.source import public_name
 from prefopt.train.checkpoint import MANIFEST
 from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
 
@@ -44,13 +50,14 @@ def push_folder(folder: Path, repo: str, *, public: bool = False, revision: str 
         made = api.create_repo(repo, private=not public, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=made.repo_id,
-            folder_path=folder,
-            ignore_patterns=[MANIFEST],
-            revision=revision,
-            commit_message="Weights and card by prefopt",
-        )
+        with _for_others(folder) as shown:
+            commit = api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=shown,
+                ignore_patterns=[MANIFEST],
+                revision=revision,
+                commit_message="Weights and card by prefopt",
+            )
     except HFValidationError as error:
         raise RunError(f"'{repo}' is no name of a repository on the Hub: write owner/name.") from error
     except LocalTokenNotFoundError as error:
@@ -59,3 +66,20 @@ def push_folder(folder: Path, repo: str, *, public: bool = False, revision: str 
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"{folder} could not be pushed to {repo}: {reason}") from error
     return str(commit.commit_url)
+
+
+@contextmanager
+def _for_others(folder: Path) -> Iterator[Path]:
+    """Give the folder, or a copy whose adapter names its base as others know it and not by a path on this machine."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    base = config.get("base_model_name_or_path")
+    if not base or public_name(base) == base:
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary) / folder.name
+        shutil.copytree(folder, copy)
+        config["base_model_name_or_path"] = public_name(base)
+        (copy / file.name).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        yield copy

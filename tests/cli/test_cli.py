@@ -3,13 +3,16 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from prefopt import cli
 from prefopt.losses import available
@@ -437,3 +440,19 @@ def test_chat_answers_every_piped_line_with_both_models(
     assert "Hello [bold]you" in out
     assert "base" in out
     assert "tuned" in out
+
+
+def test_chat_asks_as_the_data_of_the_run_were_asked(
+    prefopt: Callable[..., Ended], finished: tuple[Ended, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[1], run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "data": {**recipe["data"], "thinking": "drop"}}))
+    asked = []
+    monkeypatch.setattr(
+        import_module("prefopt.sampling.generate"), "encode_prompt", lambda *_, **how: asked.append(how) or [5, 6]
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert prefopt("chat", str(run), "--max-new-tokens", "2")[0] == 0
+    assert asked == [{"thinking": "drop"}] * 2

@@ -128,6 +128,39 @@ def test_a_long_text_is_cut_into_chunks_without_changing_its_sketch(monkeypatch)
     assert np.array_equal(sketch(text), whole)
 
 
+def hash_by_hand(run):
+    """splitmix64's last steps of a polynomial in the five characters, its upper half."""
+    mixed, all_ = 0, 2**64 - 1
+    for character in run.ljust(5, "\0"):
+        mixed = (mixed * 0x9E3779B97F4A7C15 + ord(character)) & all_
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & all_
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & all_
+    return mixed >> 32
+
+
+def test_texts_that_are_looked_at_together_have_the_sketches_that_each_has_by_hand(monkeypatch):
+    monkeypatch.setattr(near, "_CHUNK", 2000)  # so that there are several lots, and texts longer than one
+    texts = [
+        fold(text) for text in ("", "a", "tea", "four", "fives", *mutated(6, 60, 60), " ".join(mutated(7, 20, 40)))
+    ]
+    held = Texts()
+    for text in texts:
+        held.add(text)
+    for text, found in zip(dict.fromkeys(texts), held._matrix(), strict=True):
+        smallest = sorted({hash_by_hand(run) for run in shingles(text)})[:128]
+        assert found[: len(smallest)].tolist() == smallest
+        assert (found[len(smallest) :] == near._NONE).all()
+
+
+def test_a_glance_at_two_sketches_misses_none_that_resemble_each_other():
+    texts = [fold(text) for text in (*mutated(8, 150, 12), *mutated(9, 150, 120))]
+    held = near.sketches(texts)
+    left, right = (np.array(side) for side in zip(*combinations(range(len(texts)), 2), strict=True))
+    wanted = np.flatnonzero(resemblance(held[left], held[right]) >= THRESHOLD)
+    assert len(wanted) > 30
+    assert near._resembling(held[left], held[right]).tolist() == wanted.tolist()
+
+
 def test_half_a_surrogate_pair_and_nothing_at_all_have_sketches():
     assert (sketch("\ud800 tea") != sketch("tea")).any()
     assert sketch("").shape == (128,)

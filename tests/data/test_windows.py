@@ -264,10 +264,10 @@ def test_asking_how_processes_start_does_not_settle_it(monkeypatch):
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ALONE = sorted(path for path in FIXTURES.glob("*.jsonl") if path.stem != "helpsteer")
+SCHEMAS = sorted(FIXTURES.glob("*.jsonl"))
 
 
-@pytest.mark.parametrize("source", ALONE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", SCHEMAS, ids=lambda path: path.stem)
 def test_published_schemas_are_streamed_as_they_are_loaded(source):
     tokenizer = byte_tokenizer()
     options = {"max_rejected": 1.0, "ties": "drop", "truncation": "cut_completion", "max_length": 300}
@@ -280,17 +280,8 @@ def test_published_schemas_are_streamed_as_they_are_loaded(source):
     assert window.form == data.form
     found, whole = stream.summary, data.summary
     assert (found.form, found.rejected, found.left_out) == (whole.form, whole.rejected, whole.left_out)
-    assert (found.rows_read, found.rows_used) == (whole.rows_read, whole.rows_used)
+    assert (found.rows_read, found.rows_used, found.ties) == (whole.rows_read, whole.rows_used, whole.ties)
     assert (found.cut_prompts, found.cut_completions) == (whole.cut_prompts, whole.cut_completions)
-
-
-def test_what_a_stream_would_have_to_remember_is_refused(tmp_path):
-    path = write_rows(tmp_path / "a.jsonl", pair_rows(8))
-    for key, value in (("duplicates", "drop"), ("contradictions", "keep_first"), ("contradictions", "drop")):
-        with pytest.raises(DataError, match=rf"data.{key} = {value} compares each row with all before it"):
-            PreferenceStream(str(path), byte_tokenizer(), **{key: value})
-    with pytest.raises(DataError, match=r"its lists are made of neighbouring rows, .* `prefopt data convert` first"):
-        PreferenceStream(str(FIXTURES / "helpsteer.jsonl"), byte_tokenizer(), max_rejected=1.0)
 
 
 def test_demonstrations_of_a_stream_serve_no_loss_that_compares():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,51 @@ def test_the_card_of_a_merged_model_says_how_far_it_is_from_the_policy(run: Path
     assert "64 completions differ by 0.0012 nats a token on average and 0.031 at most" in text
     assert "library_name: transformers" in text
     assert "base_model_relation: finetune" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("int8", {"load_in_8bit": True, "llm_int8_threshold": 0.0}),
+        (
+            {"type": "nf4", "double_quant": True},
+            {
+                "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+                "bnb_4bit_compute_dtype": "bfloat16",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_a_quantized_model_is_used_on_the_same_quantized_weights(
+    run: Path, tmp_path: Path, asked: object, said: dict[str, object]
+) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["quantization"] = asked
+    recipe["data"]["thinking"] = "drop"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (call,) = re.findall(
+        r"quantized = BitsAndBytesConfig\((.*)\)", text := write_card(run, run / "adapter").read_text()
+    )
+    assert eval(f"dict({call})") == said
+    assert 'from_pretrained("someone/base-model", quantization_config=quantized)' in text
+    assert "enable_thinking=False" in text
+    merged = write_card(run, tmp_path).read_text()
+    assert "BitsAndBytesConfig" not in merged.split("## Result")[0], "what was merged is plain"
+
+
+def test_a_base_that_lies_in_a_folder_is_called_what_the_hub_calls_it_where_that_is_known(
+    run: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"_name_or_path": "someone/base-model"}')
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for place in (base, tmp_path / "hub/models--someone--base-model/snapshots/0123"):
+        recipe["model"]["name"] = str(place)
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        path = write_card(run, run / "adapter")
+        assert ModelCard.load(path).data.base_model == "someone/base-model"
+        assert 'from_pretrained("someone/base-model")' in path.read_text()
 
 
 def test_a_base_with_a_card_of_its_own_hands_down_its_licence(run: Path, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig
 
+from prefopt.data import load_preferences
 from prefopt.errors import DataError, ModelError, RecipeError
 from prefopt.models import load_policy
 from prefopt.sampling import end_of_turn_ids, generate, stream
 from prefopt.sampling.prompts import encode_prompt
+from tests.data.chat_templates import QWEN3
 from tests.toys import byte_tokenizer
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -230,3 +232,24 @@ def test_switching_off_an_adapter_that_is_not_there_is_a_sentence(tiny_model: Pa
     model, tokenizer = load_policy(tiny_model, device="cpu", trainable=False)
     with pytest.raises(ModelError, match="no adapter that could be switched off"):
         generate(model, tokenizer, ["a"], max_new_tokens=2, adapter=False)
+
+
+def test_a_model_trained_without_thoughts_is_asked_as_in_training(loaded: tuple[Any, Any]) -> None:
+    policy, tokenizer = loaded[0], byte_tokenizer()
+    tokenizer.chat_template = QWEN3
+    rows = [{"prompt": CHAT, "chosen": reply("Yes."), "rejected": reply("No.")}]
+    asked = {how: load_preferences(rows, tokenizer, thinking=how)[0].prompt for how in ("keep", "drop")}
+    assert asked["keep"] != asked["drop"]
+    said = {}
+    for how, ids in asked.items():
+        assert encode_prompt(tokenizer, CHAT, thinking=how) == list(ids)
+        options = {"max_new_tokens": 8, "temperature": 0}
+        (expected,) = generate(policy, tokenizer, [list(ids)], **options)
+        assert generate(policy, tokenizer, [CHAT], thinking=how, **options) == [expected]
+        assert stream(policy, tokenizer, CHAT, print, thinking=how, **options) == expected
+        said[how] = expected
+    assert said["keep"] != said["drop"]
+
+
+def reply(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kto": ("kto", {**MANY, "logging_steps": 2}),
     "a stream": ("dpo", {**MANY}),
     "less than a pack a rank": ("bco", FEW),
+    "out of memory": ("dpo", {"examples_per_step": 7, "token_budget": 200}),
+    "out of memory in bco": ("bco", {"examples_per_step": 7, "token_budget": 200}),
     "lora in parts": ("dpo", {**MANY, "shard_weights": True, "max_grad_norm": 0.1}),
 }
 
@@ -58,6 +60,29 @@ def make(case: str, model: Path, folder: Path, **options: Any) -> PreferenceTrai
     return PreferenceTrainer(policy, data, build(loss), "auto", args, eval_data=held_out, tokenizer=tokenizer)
 
 
+ROOM = 130
+"""Tokens of a pack that rank 1 has memory for."""
+
+
+def run_out_of_memory(trainer: PreferenceTrainer) -> None:
+    """Let rank 1 run out of memory behind the backward pass of a large pack: its gradients are there already."""
+    if trainer.ranks.rank != 1:
+        return
+    sizes, logprobs, backward = [0], trainer.packed.logprobs, trainer.accelerator.backward
+
+    def forward(pack: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(pack.tokens.numel())
+        return logprobs(pack, *args, **kwargs)
+
+    def behind(value: torch.Tensor) -> None:
+        backward(value)
+        if sizes[-1] > ROOM:
+            raise MemoryError
+
+    trainer.packed.logprobs = forward
+    trainer.accelerator.backward = behind
+
+
 def weights(trainer: PreferenceTrainer) -> list[torch.Tensor]:
     """The weights that train, whole."""
     trained = [p.detach() for p in trainer.model.parameters() if p.requires_grad]
@@ -73,8 +98,10 @@ def result(trainer: PreferenceTrainer) -> dict[str, Any]:
 def run(case: str, model: Path, folder: Path) -> dict[str, Any]:
     trainer = make(case, model, folder)
     start = weights(trainer)
+    if case.startswith("out of memory"):
+        run_out_of_memory(trainer)
     trainer.train()
-    return {**result(trainer), "start": start}
+    return {**result(trainer), "start": start, "limit": trainer._limit.tokens}
 
 
 class FailsOnRank(TrainerCallback):
@@ -115,6 +142,18 @@ def failures(model: Path, folder: Path) -> Iterator[tuple[str, str]]:
         yield name, said(trainer)
 
 
+def failure_in_the_middle(model: Path, folder: Path) -> str:
+    """Say how a run in parts ends where rank 1 fails while rank 0 and 2 wait for its part of a layer's weights."""
+    trainer = make("lora in parts", model, folder)
+
+    def fail(*_: Any) -> None:
+        raise PrefoptError("the layer is on fire")
+
+    if trainer.ranks.rank == 1:
+        trainer.model.get_base_model().model.layers[0].register_forward_hook(fail)
+    return said(trainer)
+
+
 def main(model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     PreferenceArguments(output_dir=str(folder))  # as `train_run` does first: it joins the processes
@@ -124,6 +163,8 @@ def main(model: Path, folder: Path) -> None:
     torch.save(found, folder / f"rank-{ranks.rank}.pt")
     ranked_steps.compare(ranks, ranked_steps.FEW, folder / "steps.json")
     ranked_shards.compare(ranks, folder / "shards.json")
+    # Last, since nothing goes on behind it.
+    (folder / f"middle-{ranks.rank}").write_text(failure_in_the_middle(model, folder))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_no_loss_depends_on_how_many_ranks_share_a_step(world: int, tmp_path: Pa
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three ranks came to, who did everything here in one start: see `ranked_runs`."""
     folder = tmp_path_factory.mktemp("three")
-    for rank in together(3, "tests.train.ranked_runs", str(tiny_model), str(folder)):
+    for rank in together(3, "tests.train.ranked_runs", str(tiny_model), str(folder), timeout=900):
         assert rank.returncode == 0, rank.stderr
     return folder
 
@@ -68,6 +68,21 @@ def test_three_processes_train_what_one_does(case: str, three, tiny_model: Path,
             assert log == pytest.approx(expected, rel=1e-4, abs=2e-5)
     for a, b in zip(three[0][case]["weights"], three[2][case]["weights"], strict=True):
         assert torch.equal(a, b), "ranks hold the same bits"
+
+
+def test_all_ranks_begin_a_step_anew_when_one_runs_out_of_memory(three) -> None:
+    """What they then come to is compared with one process above."""
+    for case in ("out of memory", "out of memory in bco"):
+        limits = {rank[case]["limit"] for rank in three}
+        assert len(limits) == 1, "all keep to the smaller packs"
+        assert 0 < limits.pop() <= ranked_runs.ROOM
+    assert three[0]["lora"]["limit"] is None
+
+
+def test_a_failure_while_the_others_wait_for_weights_is_told_by_what_it_left(folder: Path) -> None:
+    first, second, third = ((folder / f"middle-{rank}").read_text() for rank in range(3))
+    assert second == "PrefoptError: the layer is on fire"
+    assert first == third == "OtherRankError: process 1 of 3 failed: the layer is on fire"
 
 
 def test_a_failure_on_one_rank_ends_all_of_them_with_its_sentence(three) -> None:

@@ -9,6 +9,7 @@ from prefopt.errors import RunError
 from prefopt.losses import build
 from prefopt.models.references import build_reference
 from prefopt.records import Pack
+from prefopt.train.ranks import Ranks
 from prefopt.train.retry import PackLimit, is_out_of_memory
 from prefopt.train.step import run_step
 from tests.models.tiny import InFloat64
@@ -158,6 +159,20 @@ def test_one_example_that_does_not_fit_is_a_sentence_with_its_lengths(policy):
         RunError, match=r"a single example .* completions of \d+, \d+ tokens, \d+ in one pack.*data.max_length"
     ):
         PackLimit().run(packs, step, policy.model.parameters())
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_memory_that_runs_out_while_ranks_sum_gradients_is_a_sentence_and_no_second_try(monkeypatch, error):
+    ranks, parameter = Ranks(0, 2), torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
+
+    def all_reduce(tensor):
+        raise error
+
+    monkeypatch.setattr("torch.distributed.all_reduce", all_reduce)
+    with pytest.raises(RunError, match=r"Gradients could not be summed .* lower train\.token_budget"):
+        PackLimit().run([], lambda packs: ranks.sum_gradients([parameter]), [parameter], ranks)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

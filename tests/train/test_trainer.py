@@ -24,12 +24,14 @@ NAMES = {
 }  # fmt: skip
 
 
-def make_trainer(folder: Path, model: Path, loss: str = "dpo", **options: object) -> PreferenceTrainer:
+def make_trainer(
+    folder: Path, model: Path, loss: str = "dpo", *, reference: object = "auto", **options: object
+) -> PreferenceTrainer:
     policy, tokenizer = prefopt.load_policy(str(model), dtype="float32", lora={"r": 4})
     data = prefopt.load_preferences(pair_rows(24), tokenizer)
     settings = {"examples_per_step": 8, "learning_rate": 1e-2, "save_strategy": "no", "token_budget": 500, **options}
     args = PreferenceArguments(output_dir=str(folder), **settings)
-    return PreferenceTrainer(policy, data, build(loss), "auto", args, eval_data=data, tokenizer=tokenizer)
+    return PreferenceTrainer(policy, data, build(loss), reference, args, eval_data=data, tokenizer=tokenizer)
 
 
 def logged(trainer: PreferenceTrainer) -> list[dict[str, float]]:
@@ -305,6 +307,21 @@ def test_what_a_loss_remembers_survives_a_checkpoint_and_evaluation_leaves_it_al
         assert torch.equal(first.loss_module.state_dict()[name], value)
         assert torch.equal(resumed.loss_module.state_dict()[name], value)
     assert [r["loss"] for r in logged(resumed)] == [r["loss"] for r in logged(whole)]
+
+
+@pytest.mark.parametrize(("loss", "reference"), [("bco", "auto"), ("dpo", {"kind": "moving", "every": 1, "mix": 0.5})])
+def test_what_a_resumed_run_measures_at_its_start_is_measured_with_all_that_was_saved(
+    tmp_path: Path, tiny_model: Path, loss: str, reference: object
+) -> None:
+    options = {"reference": reference, "save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    whole = make_trainer(tmp_path, tiny_model, loss, eval_strategy="steps", eval_steps=2, **options)
+    whole.train()
+    at_two = next(r["eval_loss"] for r in whole.state.log_history if "eval_loss" in r and r["step"] == 2)
+    resumed = make_trainer(tmp_path, tiny_model, loss, eval_on_start=True, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    begun = [r["eval_loss"] for r in resumed.state.log_history if "eval_loss" in r and r["step"] == 2]
+    assert begun == [at_two, at_two], "the first is in the checkpoint's own history"
+    assert logged(resumed)[-1]["loss"] == logged(whole)[-1]["loss"]
 
 
 def test_a_finished_run_and_the_best_checkpoint_bring_back_what_the_loss_remembered(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
             asked.append(("branch", {"repo": repo, **options}))
 
         def upload_folder(self, **options: Any) -> Any:
-            asked.append(("upload", options))
+            folder = options["folder_path"]
+            asked.append(("upload", {**options, "files": {p.name: p for p in folder.iterdir()}}))
+            if (config := folder / "adapter_config.json").is_file():
+                asked[-1][1]["base"] = json.loads(config.read_text())["base_model_name_or_path"]
             return SimpleNamespace(commit_url=f"https://huggingface.co/{options['repo_id']}/commit/1")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
@@ -49,10 +53,16 @@ def test_a_run_is_pushed_privately_with_its_card(
     push(run, "me/mine", license="mit")
     (_, created), (_, uploaded) = hub
     assert created == {"repo": "me/mine", "private": True, "exist_ok": True}
-    assert uploaded["folder_path"] == run / "adapter"
+    assert uploaded["files"].keys() == {path.name for path in (run / "adapter").iterdir()}
+    assert uploaded["base"] == Path(own_base(run)).name, "a path on this machine means nothing elsewhere"
+    assert Path(own_base(run)).is_dir(), "and here it still does"
     assert uploaded["ignore_patterns"] == ["checkpoint.json"]
     assert "license: mit" in (run / "adapter/README.md").read_text()
     assert "huggingface.co/me/mine" in capsys.readouterr().out
+
+
+def own_base(run: Path) -> str:
+    return str(json.loads((run / "adapter/adapter_config.json").read_text())["base_model_name_or_path"])
 
 
 def test_a_public_branch_is_asked_for_by_name(train: Train, hub: list[Any]) -> None:
