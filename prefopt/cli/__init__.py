@@ -25,6 +25,7 @@ from prefopt.cli import (
     plan,
     push,
     reference,
+    rounds,
     train,
     version,
 )
@@ -47,6 +48,11 @@ datasets = typer.Typer(
 )
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
 reference_verbs = typer.Typer(no_args_is_help=True, help="Log-probs of references, computed once and kept.")
+round_verbs = typer.Typer(
+    cls=rounds.RunByDefault,
+    no_args_is_help=True,
+    help="Learn from a reward: sample, score, select, train, evaluate, repeat. `prefopt rounds RECIPE` does it.",
+)
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
 app.command("demo")(demo.demo)
@@ -63,6 +69,9 @@ datasets.command("convert")(data.convert)
 datasets.command("split")(data.split_data)
 app.add_typer(loss_verbs, name="losses")
 loss_verbs.command("plot")(losses.plot)
+app.add_typer(round_verbs, name="rounds")
+round_verbs.command("run")(rounds.run)
+round_verbs.command("status")(rounds.status)
 app.add_typer(kernel_verbs, name="kernels")
 kernel_verbs.command("check")(kernels.check)
 kernel_verbs.command("roofline")(kernels.roofline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,13 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 def read_recipe(
-    kind: type[Kind], path: Path, overrides: Iterable[str], paths: PathKeys, *, check_files: bool = True
+    kind: type[Kind],
+    path: Path,
+    overrides: Iterable[str],
+    paths: PathKeys,
+    *,
+    check_files: bool = True,
+    prepare: Callable[[Source], Source] = lambda source: source,
 ) -> Kind:
     """Read, complete and validate the recipe at `path`; no model and no data is loaded.
 
@@ -28,11 +34,12 @@ def read_recipe(
         overrides: `section.key=value`, the value in YAML.
         paths: which keys name files and folders.
         check_files: whether an input that is missing is an error.
+        prepare: called with what was read, before it is validated.
 
     Raises:
         RecipeError: one sentence a line for everything that is wrong: file and line, key, value, what is allowed.
     """
-    source = resolved(read(path, overrides), paths)
+    source = prepare(resolved(read(path, overrides), paths))
     values, wrong = _validated(kind, source)
     if check_files:
         wrong += missing(source, paths)
