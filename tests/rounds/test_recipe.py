@@ -35,9 +35,9 @@ def test_it_holds_what_the_file_says_and_absolute_paths_and_reads_back_the_same(
     [
         (["loss=sft", "select={selector: rejection, beta: 1, form: labels}", "rounds.reference=previous"],
          "rounds.reference is previous, but the loss sft compares with no reference"),
-        (["select={selector: top_k, k: 2}"], "select.selector top_k makes demonstrations, but the loss dpo learns from pairs"),
+        (["select={selector: top_k, k: 2}"], "top_k makes demonstrations, but the loss dpo learns from pairs"),
         (["loss=kto", "select={selector: top_k, k: 2}"], "write select.form=labels"),
-        (["select={selector: threshold, form: labels, threshold: 0.5}"], "makes labels, but the loss dpo learns from pairs"),
+        (["select={selector: threshold, form: labels, threshold: 0.5}"], "makes labels, but the loss dpo learns"),
         (["sample.n=1"], "which one sample a prompt never makes"),
         (["loss=sft", "select={selector: top_k, k: 9}"], "select.k is 9, but a prompt has 4 samples"),
         (["select={selector: top_k}"], "select.k is missing"),

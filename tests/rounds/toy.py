@@ -15,7 +15,7 @@ def letters(attempt):
 
 
 def spoken(attempt):
-    if not attempt.text.strip():
+    if not letters(attempt):
         raise ValueError("nothing was said")
     return letters(attempt)
 '''
