@@ -90,18 +90,3 @@ class RoundsEvalConfig(Section):
         if self.temperature == 0 and self.n > 1:
             raise ValueError(f"eval.temperature is 0, so {self.n} samples of a prompt are equal; write eval.n: 1")
         return self
-
-
-class SampleConfig(Section):
-    """How completions are sampled from the policy."""
-
-    engine: Literal["hf", "vllm", "file"] = Field(
-        default="hf", description="hf: the training model itself. vllm: the extra of that name. file: made elsewhere."
-    )
-    n: int = Field(default=8, ge=1, description="Samples a prompt.")
-    temperature: float = Field(default=1.0, ge=0, description="1 is the policy itself; 0 takes the likeliest token.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the likeliest tokens of this share.")
-    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0 for all.")
-    max_new_tokens: int = Field(default=128, ge=1, description="Where a completion is cut that doesn't end.")
-    shard: int = Field(default=32, ge=1, description="Prompts of a shard: what a kill costs at most.")
-    files: str | None = Field(default=None, description="With engine: file, the folder of rollouts made elsewhere.")

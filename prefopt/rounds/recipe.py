@@ -18,9 +18,10 @@ from prefopt.recipe.paths import PathKeys
 from prefopt.recipe.reading import read_recipe
 from prefopt.recipe.source import Source
 from prefopt.rewards.config import RewardConfig, absolute_files
-from prefopt.rounds.config import PromptsConfig, RoundsConfig, RoundsEvalConfig, SampleConfig
+from prefopt.rounds.config import PromptsConfig, RoundsConfig, RoundsEvalConfig
 from prefopt.rounds.select import build_selector
 from prefopt.rounds.select_config import SelectConfig
+from prefopt.sampling import SampleConfig
 from prefopt.train.config import AlarmConfig, TrainConfig
 
 PATHS = PathKeys((("prompts", "train"), ("prompts", "eval"), ("sample", "path")))

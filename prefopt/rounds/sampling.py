@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.rounds.config import SampleConfig
 from prefopt.rounds.engines import open_engine
 from prefopt.rounds.run import START, Plan, Run, prompts_hash
 from prefopt.rounds.stage import Manifest, Stage
 from prefopt.rounds.tables import finite_mean, rollouts_hash
-from prefopt.sampling import Prompt, Rollout, read_rollouts, write_rollouts
+from prefopt.sampling import Prompt, Rollout, SampleConfig, read_rollouts, write_rollouts
 
 ROLLOUTS, EVAL_ROLLOUTS = "rollouts.parquet", "eval-rollouts.parquet"
 
@@ -32,7 +31,14 @@ def plan_eval_sampling(run: Run, number: int) -> Plan:
     options = run.recipe.eval
     # Of the policy itself: what cuts its distribution is a means of learning.
     sample = run.recipe.sample.model_copy(
-        update={"n": options.n, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
+        update={
+            "engine": "hf",
+            "path": None,
+            "n": options.n,
+            "temperature": options.temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+        }
     )
     return _plan(run, number, "eval-sample", run.prompts[1], sample, number)
 
@@ -67,13 +73,13 @@ def _sample(
     mine = range(run.ranks.rank, len(shards), run.ranks.size)
     missing = [number for number in mine if parts[number].done() is None]
     if missing:
-        with open_engine(run.recipe, sample, policy) as engine:
-            for done, number in enumerate(missing, start=1):
-                path = folder / f"{number:05d}.parquet"
-                rollouts = engine.sample(shards[number], n=sample.n, seed=parts[number].seed)
-                write_rollouts(path, rollouts)
-                parts[number].commit({path.name: rollouts_hash(rollouts)}, {"rollouts": len(rollouts)})
-                run.say(f"  {stage.name}: {done} of {len(missing)} shards")
+        engine = open_engine(run.recipe, sample, policy)
+        for done, number in enumerate(missing, start=1):
+            path = folder / f"{number:05d}.parquet"
+            rollouts = engine.sample(shards[number], n=sample.n, seed=parts[number].seed)
+            write_rollouts(path, rollouts)
+            parts[number].commit({path.name: rollouts_hash(rollouts)}, {"rollouts": len(rollouts)})
+            run.say(f"  {stage.name}: {done} of {len(missing)} shards")
     run.ranks.meet()
     return _join(stage, parts, folder, output) if run.ranks.main else None
 

@@ -179,7 +179,7 @@ def test_a_scorer_that_fails_marks_rollouts_and_not_the_run(task: Path, tmp_path
         task,
         tmp_path,
         f"score={{kind: python, function: '{task.parent / 'scorer.py'}:spoken'}}",
-        "sample.max_new_tokens=1",
+        "sample.max_new_tokens=2",
         "eval.correct=0.9",
         until="select",
     )

@@ -8,11 +8,11 @@ import torch
 
 from prefopt.data import Example
 from prefopt.errors import ModelError
-from prefopt.eval.score import example_logprobs
 from prefopt.models import load_policy
 from prefopt.models.adapters import copy_weights, save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
+from prefopt.models.scoring import example_logprobs
 from prefopt.rounds.run import Run
 from prefopt.rounds.tables import GroupRow, write_groups
 from prefopt.rounds.training import _start, replay
