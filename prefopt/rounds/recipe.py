@@ -102,11 +102,18 @@ def _contradictions(recipe: RoundsRecipe) -> Iterator[str]:
     given = recipe.train.model_extra or {}
     if str(given.get("eval_strategy", "no")).rpartition(".")[2].lower() != "no":
         yield "train.eval_strategy is set, but rounds hold out prompts and not preferences; leave it out."
+    if recipe.sample.engine == "vllm" and (recipe.model.peft is not None or _kind(recipe) == "int8"):
+        what = "an adapter that is no LoRA" if recipe.model.peft is not None else "weights of 8 bits"
+        yield f"sample.engine is vllm, which can't sample with {what} as it is trained here; write sample.engine: hf."
     if recipe.sample.engine == "file" and recipe.rounds.count > 1:
         yield (
             f"rounds.count is {recipe.rounds.count}, but sample.engine is file, whose completions are those of one "
             "policy; write rounds.count: 1, or let another engine sample."
         )
+
+
+def _kind(recipe: RoundsRecipe) -> str | None:
+    return recipe.model.quantization and recipe.model.quantization.type
 
 
 def _about_groups(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:

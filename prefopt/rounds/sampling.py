@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.rounds.engines import open_engine
+from prefopt.rounds.files import bytes_hash
 from prefopt.rounds.run import START, Plan, Run, prompts_hash
 from prefopt.rounds.stage import Manifest, Stage
 from prefopt.rounds.tables import finite_mean, rollouts_hash
@@ -28,18 +29,12 @@ def plan_sampling(run: Run, number: int) -> Plan:
 
 def plan_eval_sampling(run: Run, number: int) -> Plan:
     """Sample the held-out prompts from what a round trained."""
-    options = run.recipe.eval
+    options, sample = run.recipe.eval, run.recipe.sample
     # Of the policy itself: what cuts its distribution is a means of learning.
-    sample = run.recipe.sample.model_copy(
-        update={
-            "engine": "hf",
-            "path": None,
-            "n": options.n,
-            "temperature": options.temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-        }
-    )
+    changes = {"n": options.n, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
+    if sample.engine == "file":  # which holds other prompts
+        changes |= {"engine": "hf", "path": None}
+    sample = sample.model_copy(update=changes)
     return _plan(run, number, "eval-sample", run.prompts[1], sample, number)
 
 
@@ -47,7 +42,12 @@ def _plan(run: Run, number: int, name: str, prompts: list[Prompt], sample: Sampl
     stage = Stage(
         name,
         run.round_folder(number),
-        inputs={"model": run.model_hash, "policy": run.weights_hash(policy), "prompts": prompts_hash(prompts)},
+        inputs={
+            "model": run.model_hash,
+            "policy": run.weights_hash(policy),
+            "prompts": prompts_hash(prompts),
+            **({"file": bytes_hash(Path(sample.path))} if sample.path else {}),
+        },
         parameters={
             "sample": sample.model_dump(mode="json"),
             "reference": run.recipe.reference.model_dump(mode="json", exclude={"cache", "cache_dir", "device"}),

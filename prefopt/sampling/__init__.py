@@ -13,18 +13,22 @@ from prefopt.sampling.config import SampleConfig
 if TYPE_CHECKING:
     from prefopt.sampling.draw import Sampler
     from prefopt.sampling.engine import Engine
+    from prefopt.sampling.file import FileEngine
     from prefopt.sampling.generation import generate, generate_ids, stream
     from prefopt.sampling.hf import HfEngine
     from prefopt.sampling.prompts import encode_prompt, end_of_turn_ids
     from prefopt.sampling.rollouts import Prompt, Prompts, Rollout, read_prompts, read_rollouts, write_rollouts
+    from prefopt.sampling.vllm import VllmEngine
 
 _LAZY = {
     "Engine": "engine",
+    "FileEngine": "file",
     "HfEngine": "hf",
     "Prompt": "rollouts",
     "Prompts": "rollouts",
     "Rollout": "rollouts",
     "Sampler": "draw",
+    "VllmEngine": "vllm",
     "encode_prompt": "prompts",
     "end_of_turn_ids": "prompts",
     "generate": "generation",
@@ -37,12 +41,14 @@ _LAZY = {
 
 __all__ = [
     "Engine",
+    "FileEngine",
     "HfEngine",
     "Prompt",
     "Prompts",
     "Rollout",
     "SampleConfig",
     "Sampler",
+    "VllmEngine",
     "encode_prompt",
     "end_of_turn_ids",
     "generate",
