@@ -113,7 +113,7 @@ def _contradictions(recipe: RoundsRecipe) -> Iterator[str]:
 
 
 def _kind(recipe: RoundsRecipe) -> str | None:
-    return recipe.model.quantization and recipe.model.quantization.type
+    return None if recipe.model.quantization is None else recipe.model.quantization.type
 
 
 def _about_groups(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:

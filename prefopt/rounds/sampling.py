@@ -31,7 +31,7 @@ def plan_eval_sampling(run: Run, number: int) -> Plan:
     """Sample the held-out prompts from what a round trained."""
     options, sample = run.recipe.eval, run.recipe.sample
     # Of the policy itself: what cuts its distribution is a means of learning.
-    changes = {"n": options.n, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
+    changes: dict[str, Any] = {"n": options.n, "temperature": options.temperature, "top_p": 1.0, "top_k": 0}
     if sample.engine == "file":  # which holds other prompts
         changes |= {"engine": "hf", "path": None}
     sample = sample.model_copy(update=changes)
