@@ -84,3 +84,19 @@ def status(
         return
     for line in found.lines():
         results().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def plot(
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The figure to write: .png, .svg or .pdf.", show_default=False)],
+) -> None:
+    """Draw held-out reward, pass@1, KL and length by round, of one run or of several over one another.
+
+    **Example**
+
+    - `prefopt rounds plot runs/irpo runs/sft --out rounds.png`
+    """
+    from prefopt.rounds.figure import draw_rounds
+
+    draw_rounds(directories, out)
+    typer.echo(out)

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from prefopt.config import Section
 
+VERIFIERS = frozenset({"exact", "regex", "numeric", "math", "reasoning_gym"})
+"""Kinds of scorers that say 1 of a right answer."""
+
 PolicyRule = Literal["continues", "restarts"]
 ReferenceRule = Literal["fixed", "previous", "moving"]
 PromptsRule = Literal["split", "reused"]

@@ -17,6 +17,8 @@ from prefopt.train.callbacks import read_metrics
 
 FILE = "events.jsonl"
 _LOCK = ".lock"
+OF_A_START = frozenset({_LOCK, "recipe.yaml", ".writing-recipe.yaml"})
+"""What a start leaves behind that was ended before its first event."""
 
 
 class Events:
@@ -72,13 +74,13 @@ def locked(run: Path) -> Iterator[None]:
         file = (run / _LOCK).open("a")
     except OSError as error:
         raise RunError(
-            f"rounds.output_dir {run} can't be written: {error.strerror}; name a directory you may write to."
+            f"train.output_dir {run} can't be written: {error.strerror}; name a directory you may write to."
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(
-                f"another process works on {run}; wait for it or end it, or name another rounds.output_dir."
+                f"another process works on {run}; wait for it or end it, or name another train.output_dir."
             ) from None
         yield

@@ -10,10 +10,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, RunError
 from prefopt.recipe import dump_recipe
 from prefopt.rounds.evaluating import metrics_of, plan_evaluation, why_stop
-from prefopt.rounds.events import FILE, Events, locked
+from prefopt.rounds.events import FILE, OF_A_START, Events, locked
 from prefopt.rounds.files import write_text
 from prefopt.rounds.recipe import RoundsRecipe
 from prefopt.rounds.run import START, Plan, Run
@@ -72,6 +72,7 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
         run = Run(recipe, ranks, Events(recipe.run / FILE if ranks.main else None), say)
         if not ranks.main:
             return _whole_run(run, until)
+        _check_directory(recipe.run)
         with locked(recipe.run):
             write_text(recipe.run / RECIPE, dump_recipe(recipe))
             run.events.add("start", processes=ranks.size)
@@ -82,7 +83,8 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
 
 def _whole_run(run: Run, until: StageName | None) -> RoundsResult:
     run.ranks.meet()  # the directory is there
-    _check(run)
+    with run.ranks.main_first():  # it fetches what the others then find
+        _check(run)
     run.say(f"prompts: {len(run.prompts[0]):,} to learn from, {len(run.prompts[1]):,} held out")
     for number in range(run.recipe.rounds.count):
         for name in STAGES:
@@ -152,6 +154,16 @@ def _check(run: Run) -> None:
         run.round_prompts(0)
     if not run.prompts[1]:
         raise RecipeError("prompts.eval holds no prompt to measure on; name a file that does.")
+
+
+def _check_directory(run: Path) -> None:
+    """Refuse a directory that holds something else than rounds."""
+    if run.exists() and not run.is_dir():
+        raise RunError(f"train.output_dir {run} is a file; name a directory that is new, empty, or a run of rounds.")
+    if run.is_dir() and not (run / FILE).is_file() and {path.name for path in run.iterdir()} - OF_A_START:
+        raise RunError(
+            f"train.output_dir {run} is not empty and no run of rounds (it has no {FILE}); name another directory."
+        )
 
 
 def _silent(text: str) -> None:

@@ -18,7 +18,7 @@ from prefopt.recipe.paths import PathKeys
 from prefopt.recipe.reading import read_recipe
 from prefopt.recipe.source import Source
 from prefopt.rewards.config import RewardConfig, absolute_files
-from prefopt.rounds.config import PromptsConfig, RoundsConfig, RoundsEvalConfig
+from prefopt.rounds.config import VERIFIERS, PromptsConfig, RoundsConfig, RoundsEvalConfig
 from prefopt.rounds.select import build_selector
 from prefopt.rounds.select_config import SelectConfig
 from prefopt.sampling import SampleConfig
@@ -124,6 +124,12 @@ def _about_groups(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:
             f"select.selector {config.selector} makes {made}, but the loss {loss.name} learns from "
             f"{_NEEDED[loss.form]}; write select.form={_NEEDED[loss.form]}, choose another selector, or a loss that "
             f"takes {made} (`prefopt losses` lists them)."
+        )
+    verified = recipe.eval.correct is not None or any(part.kind in VERIFIERS for part in recipe.score.scorers.values())
+    if config.selector in ("threshold", "correct_vs_incorrect") and config.threshold is None and not verified:
+        yield (
+            f"select.selector {config.selector} needs to know which answers are right, and no scorer is a verifier "
+            f"({', '.join(sorted(VERIFIERS))}); write select.threshold, the lowest score of a right answer."
         )
     # What the selector itself refuses. The scorer is not built yet: a bound that it may know is not missed here.
     known = config.model_copy(update={"bound": config.bound or 0.0}) if config.selector == "rejection" else config

@@ -77,7 +77,10 @@ class Run:
 
     @cached_property
     def model_hash(self) -> str:
-        """Of the recipe's model: its files by content, and how they are loaded."""
+        """Of the recipe's model: its files by content, and how they are loaded. All ranks ask for it together."""
+        return self.ranks.of_main(self._model_hash)
+
+    def _model_hash(self) -> str:
         config = self.recipe.model
         files = {path.name: bytes_hash(path) for path in sorted(self._source.folder.iterdir()) if _is_model(path)}
         adapter = None if config.adapter is None else bytes_hash(find_adapter(config.adapter).folder)

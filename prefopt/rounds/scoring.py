@@ -10,6 +10,7 @@ from typing import Any
 
 from prefopt.rewards import Reward, ScoreFailure, build_scorer, make_attempt, opens_thinking
 from prefopt.rewards.config import RewardConfig
+from prefopt.rounds.config import VERIFIERS
 from prefopt.rounds.run import Plan, Run
 from prefopt.rounds.sampling import EVAL_ROLLOUTS, ROLLOUTS
 from prefopt.rounds.stage import Manifest, Stage
@@ -17,8 +18,6 @@ from prefopt.rounds.tables import ScoreRow, finite_mean, read_scores, rows_hash,
 from prefopt.sampling import Prompt, Rollout, read_rollouts
 
 SCORES, EVAL_SCORES = "scores.parquet", "eval-scores.parquet"
-VERIFIERS = frozenset({"exact", "regex", "numeric", "math", "reasoning_gym"})
-"""Kinds of scorers that say 1 of a right answer."""
 _RIGHT = 1.0
 
 

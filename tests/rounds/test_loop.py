@@ -1,12 +1,15 @@
 """Rounds in one process: what is done stays, what changed is made again, and no more than that."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from prefopt.errors import DataError, RunError
+from prefopt.errors import DataError, RecipeError, RunError
+from prefopt.rounds.engines import _for_vllm
 from prefopt.rounds.events import read_events
+from prefopt.rounds.figure import _points, draw_rounds
 from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.recipe import load_rounds
 from prefopt.rounds.selecting import GROUPS
@@ -214,3 +217,55 @@ def test_verifiers_say_what_is_right_and_lists_keep_their_scores(task: Path, tmp
     assert preferences("lists", groups).form == "listwise"
     status = rounds_status(run)
     assert status.rounds[1].right is not None
+
+
+def test_completions_made_elsewhere_are_scored_and_learned_from(task: Path, tmp_path: Path) -> None:
+    made = read_rollouts(task.parent / "run/round-001/rollouts.parquet")
+    rows = [{"prompt_id": one.prompt_id, "token_ids": list(one.token_ids)} for one in made]
+    (tmp_path / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [f"train.output_dir={tmp_path / 'run'}", f"sample={{engine: file, n: 4, path: {tmp_path}/made.jsonl}}"]
+    run_rounds(load_rounds(task, [*overrides, "rounds.count=1"]))
+    found = read_rollouts(tmp_path / "run/round-000/rollouts.parquet")
+    assert [one.token_ids for one in found] == [one.token_ids for one in made]
+    assert rounds_status(tmp_path / "run").rounds[1].held_out is not None
+    with pytest.raises(RecipeError, match="those of one policy"):
+        load_rounds(task, [*overrides, "rounds.count=2"])
+
+
+def test_vllm_is_given_the_base_and_what_was_trained(task: Path) -> None:
+    adapter = Path("round-000/train/adapter")
+    recipe = load_rounds(task, ["sample.engine=vllm", "model.quantization=nf4"])
+    wanted = {"base": recipe.model.name, "rank": 4, "quantization": "bitsandbytes"}
+    assert _for_vllm(recipe, adapter) == {**wanted, "adapter": adapter}
+    assert _for_vllm(recipe, None) == {**wanted, "adapter": None}
+    whole = load_rounds(task, ["sample.engine=vllm", "model.lora=null"])
+    assert _for_vllm(whole, Path("round-000/train/model")) == {"base": "round-000/train/model"}
+    for override in ("model.quantization=int8", "model={peft: {peft_type: IA3}, lora: {}}"):
+        with pytest.raises(RecipeError):
+            load_rounds(task, ["sample.engine=vllm", override])
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not empty and no run of rounds"):
+        run_rounds(load_rounds(task, [f"train.output_dir={tmp_path}"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(RunError, match="is a file"):
+        run_rounds(load_rounds(task, [f"train.output_dir={tmp_path / 'notes.txt'}"]))
+
+
+def test_a_figure_shows_what_was_measured_by_round(task: Path, tmp_path: Path) -> None:
+    run = task.parent / "run"
+    rounds = rounds_status(run).rounds
+    after, value, low, high = _points(rounds, "held_out")
+    assert after == [0, 1, 2]
+    assert value == [one.held_out["value"] for one in rounds if one.held_out]
+    assert all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
+    draw_rounds([run, run], tmp_path / "rounds.svg")
+    drawn = (tmp_path / "rounds.svg").read_text()
+    assert "<svg" in drawn
+    assert len(drawn) > 5000
+    with pytest.raises(RunError, match=r"doesn't end in \.png"):
+        draw_rounds([run], tmp_path / "rounds.txt")
+    with pytest.raises(RunError, match="is no run of rounds"):
+        draw_rounds([tmp_path], tmp_path / "rounds.png")

@@ -38,7 +38,7 @@ def test_a_preset_runs(name: str, tiny_model: Path, tmp_path: Path) -> None:
         ],
     )
     assert recipe.select == shipped.select
-    result = run_rounds(recipe)
-    status = rounds_status(result.path)
-    assert len(status.rounds[1].done) == 5
-    assert status.rounds[1].examples
+    run_rounds(recipe, until="train")  # evaluation is the same for all of them
+    [first] = rounds_status(recipe.run).rounds
+    assert first.done == ("sample", "score", "select", "train")
+    assert first.examples

@@ -53,6 +53,7 @@ def test_it_holds_what_the_file_says_and_absolute_paths_and_reads_back_the_same(
         (["rounds.polcy=restarts"], "did you mean 'policy'?"),
         (["prompts.train=nothing.jsonl"], "there is no"),
         (["score={kind: exakt}"], "exact"),
+        (["eval.correct=null", "select={selector: correct_vs_incorrect}"], "write select.threshold"),
         (["score={kind: python, function: scorer}"], "file.py:function"),
         (["data.train=pairs.jsonl"], "a recipe has no section data"),
     ],
