@@ -37,7 +37,10 @@ def test_greedy_tokens_are_those_of_full_passes(name: str) -> None:
     with InFloat64(), torch.no_grad():
         expected = [by_full_passes(model, prompt, 8, [2, 11]) for prompt in PROMPTS]
         found = some(model, [2, 2, 2], temperature=0.0, ends=[2, 11])
+        greedy = Sampler(8, temperature=0.0)
+        alone = decode(model, PROMPTS[1:2], [3], uniforms(range(3), 8), greedy, ends=[2, 11])  # no padding, no mask
     assert found == [row for row in expected for _ in range(2)]
+    assert alone == [expected[1]] * 3
     assert len(set(expected)) >= 2
 
 
