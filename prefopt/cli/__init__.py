@@ -25,6 +25,7 @@ from prefopt.cli import (
     plan,
     push,
     reference,
+    reward,
     rounds,
     train,
     version,
@@ -48,6 +49,7 @@ datasets = typer.Typer(
 )
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
 reference_verbs = typer.Typer(no_args_is_help=True, help="Log-probs of references, computed once and kept.")
+reward_verbs = typer.Typer(no_args_is_help=True, help="Reward models: what completions are scored by.")
 round_verbs = typer.Typer(
     cls=rounds.RunByDefault,
     no_args_is_help=True,
@@ -80,6 +82,8 @@ app.add_typer(reference_verbs, name="reference")
 reference_verbs.command("build")(reference.build)
 reference_verbs.command("status")(reference.status)
 reference_verbs.command("clear")(reference.clear)
+app.add_typer(reward_verbs, name="reward")
+reward_verbs.command("train")(reward.train)
 app.command("doctor")(doctor.doctor)
 app.command("version")(version.version)
 

@@ -158,7 +158,10 @@ class ModelSection(ScorerBase):
     )
     device: str = Field(default="auto", description="Where it computes: auto, cpu, cuda, cuda:1, mps, ...")
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
-    of: Literal["answer", "text"] = Field(default="text", description="What it reads behind the prompt.")
+    of: Literal["answer", "text"] = Field(
+        default="answer",
+        description="What it reads behind the prompt: the answer, or with its thinking the text whole.",
+    )
     max_length: int | None = Field(
         default=None, ge=1, description="Tokens that it reads at most; a longer text fails. null: what it was made for."
     )

@@ -31,6 +31,7 @@ VERBS = [
     "reference build",
     "reference status",
     "reference clear",
+    "reward train",
     "doctor",
     "version",
 ]

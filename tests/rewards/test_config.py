@@ -1,14 +1,16 @@
 """The `reward` section: its short forms, and the sentence for every mistake in it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from prefopt.recipe.sentences import sentences
 from prefopt.recipe.source import read
-from prefopt.rewards import RewardConfig, absolute_files
+from prefopt.rewards import RewardConfig, ThinkingSection, absolute_files
 from prefopt.rewards.config import KINDS
 
 
@@ -93,7 +95,13 @@ def test_files_count_from_the_folder_of_the_recipe_and_names_of_the_hub_stay(tmp
     assert absolute_files(section["scorers"]["own"], tmp_path)["function"] == f"{tmp_path}/score.py:f"
 
 
-def test_every_setting_is_described() -> None:
-    for section in KINDS.values():
-        for name, field in section.model_fields.items():
-            assert name == "kind" or field.description, f"{section.__name__}.{name}"
+def test_every_kind_and_every_setting_is_documented_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| [^|]+ \| `(\{.*\})` \|", page, flags=re.MULTILINE)
+    assert sorted(name for name, _ in shown) == sorted(KINDS)
+    for name, section in shown:
+        assert RewardConfig.model_validate(yaml.safe_load(section)).scorers[name].kind == name
+    keys = {f"{kind}.{key}" for kind, section in KINDS.items() for key in section.model_fields}
+    common = {f"{kind}.{key}" for kind in KINDS for key in ("kind", "weight", "scale")}
+    thinking = {f"thinking.{key}" for key in ThinkingSection.model_fields}
+    assert sorted(re.findall(r"^\| `(\w+\.\w+)` \|", page, flags=re.MULTILINE)) == sorted((keys - common) | thinking)
