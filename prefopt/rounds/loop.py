@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from prefopt.errors import RecipeError, RunError
+from prefopt.errors import RunError
 from prefopt.recipe import dump_recipe
 from prefopt.rounds.evaluating import metrics_of, plan_evaluation, why_stop
 from prefopt.rounds.events import FILE, OF_A_START, Events, locked
@@ -69,7 +69,7 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
     with ranks.together():
         shown = console if ranks.main else None
         say = shown.print if shown else _silent
-        run = Run(recipe, ranks, Events(recipe.run / FILE if ranks.main else None), say)
+        run = Run(recipe, ranks, Events(recipe.run / FILE if ranks.main else None), say, shown)
         if not ranks.main:
             return _whole_run(run, until)
         _check_directory(recipe.run)
@@ -150,10 +150,7 @@ def _stop(run: Run, number: int) -> str | None:
 def _check(run: Run) -> None:
     """Refuse what can be known to be wrong before a model loads."""
     build_selector(run.recipe.select, n=run.recipe.sample.n, high=bound_of(run))
-    if run.recipe.rounds.prompts == "split":
-        run.round_prompts(0)
-    if not run.prompts[1]:
-        raise RecipeError("prompts.eval holds no prompt to measure on; name a file that does.")
+    run.round_prompts(0)
 
 
 def _check_directory(run: Path) -> None:

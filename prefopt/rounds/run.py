@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import constants
+from rich.console import Console
 
 from prefopt.data.config import DataOptions
 from prefopt.errors import DataError
+from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.source import find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
 from prefopt.rewards.config import RewardConfig
@@ -46,6 +48,8 @@ class Run:
     ranks: Ranks
     events: Events
     say: Callable[[str], None]
+    console: Console | None = None
+    """Where training shows its progress."""
     made: dict[tuple[int, str], Manifest] = field(default_factory=dict)
     """(round, stage) -> what came of it, of all that is done."""
 
@@ -91,11 +95,12 @@ class Run:
     @cached_property
     def _source(self) -> Any:
         config = self.recipe.model
+        dtype = resolve_dtype(config.dtype, resolve_device(config.device), weights_train=config.lora is None)
         return find_model(
             config.name,
             revision=config.revision,
             remote_code=config.trust_remote_code,
-            dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+            dtype=str(dtype).removeprefix("torch."),
             cache=Path(constants.HF_HOME) / "prefopt",
         )
 

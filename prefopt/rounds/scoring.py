@@ -71,9 +71,12 @@ def _scored(run: Run, reward: Reward, prompts: dict[str, Prompt], rollouts: Sequ
     config = run.recipe.score
     thinking = config.thinking
     attempts = []
+    opens: dict[str, bool] = {}  # whether what the template writes of a prompt opens its answer's thinking
     for rollout in rollouts:
         prompt = prompts[rollout.prompt_id]
-        opened = thinking is not None and opens_thinking(run.tokenizer.decode(list(rollout.prompt_ids)), thinking.open)
+        if thinking is not None and prompt.prompt_id not in opens:
+            opens[prompt.prompt_id] = opens_thinking(run.tokenizer.decode(list(rollout.prompt_ids)), thinking.open)
+        opened = opens.get(prompt.prompt_id, False)
         attempts.append(
             make_attempt(prompt.prompt, rollout.text, row=prompt.row, thinking=thinking, opened=opened, rollout=rollout)
         )

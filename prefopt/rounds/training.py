@@ -95,7 +95,7 @@ def _train(run: Run, stage: Stage, number: int, start: Start) -> Manifest | None
     replayed = replay(run, number, len(rows))
     data = preferences(run.recipe.select.made_as, [*rows, *replayed])
     run.say(f"  train: {len(rows):,} examples of this round and {len(replayed):,} of rounds before")
-    train_run(training_recipe(run, number), resume=resume, data=data, start=start)
+    train_run(training_recipe(run, number), resume=resume, console=run.console, data=data, start=start)
     run.ranks.meet()
     if not run.ranks.main:
         return None

@@ -32,6 +32,10 @@ VERBS = [
     "reference status",
     "reference clear",
     "reward train",
+    "rounds",
+    "rounds run",
+    "rounds status",
+    "rounds plot",
     "doctor",
     "version",
 ]
