@@ -15,8 +15,9 @@ from prefopt.rewards.scorer import Score, ScoreFailure, Scorer
 if TYPE_CHECKING:
     from prefopt.rewards.build import Reward, build_scorer
     from prefopt.rewards.gym import reasoning_gym_rows
+    from prefopt.rewards.identity import reward_identity
 
-_LAZY = {"Reward": "build", "build_scorer": "build", "reasoning_gym_rows": "gym"}
+_LAZY = {"Reward": "build", "build_scorer": "build", "reasoning_gym_rows": "gym", "reward_identity": "identity"}
 
 __all__ = [
     "Attempt",
@@ -31,6 +32,7 @@ __all__ = [
     "make_attempt",
     "opens_thinking",
     "reasoning_gym_rows",
+    "reward_identity",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
@@ -79,7 +80,7 @@ class Reward:
             if not isinstance(score, float):
                 return score or ScoreFailure(f"{name}: it was not asked.")
             total += section.weight * _scaled(score, scorer, section)
-        return total
+        return total if math.isfinite(total) else ScoreFailure(f"the weighted sum is {total}, which is no score.")
 
     def _bounds(self) -> tuple[float | None, float | None]:
         """Return the lowest and the highest total; None where a scorer has no such bound."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
 from prefopt.config import Section
@@ -64,7 +64,7 @@ class ThinkingSection(Section):
     open: str = Field(default="<think>", min_length=1, description="The tag that opens thinking.")
     close: str = Field(default="</think>", min_length=1, description="The tag that closes it.")
     required: bool = Field(default=False, description="Whether a completion without thinking counts as broken.")
-    if_broken: Literal["as_it_is", "fail"] | float = Field(
+    if_broken: Literal["as_it_is", "fail"] | FiniteFloat = Field(
         default="as_it_is",
         description="as_it_is: the scorers see what stands behind the last closing tag. fail: the completion gets no "
         "score. A number: its score, whatever it says.",

@@ -52,7 +52,11 @@ class Judge:
         questions = [self._question(attempt) for attempt in attempts]
         distinct = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(self._section.parallel) as pool:
-            grades = dict(zip(distinct, pool.map(self._ask, distinct), strict=True))
+            try:
+                grades = dict(zip(distinct, pool.map(self._ask, distinct), strict=True))
+            except KeyboardInterrupt:
+                self._refused = "it was interrupted."  # calls under way are not tried again
+                raise
         return [grades[question] for question in questions]
 
     def _question(self, attempt: Attempt) -> str:

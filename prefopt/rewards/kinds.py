@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import regex
@@ -234,7 +234,7 @@ class JudgeSection(ScorerBase):
         return self
 
 
-_LOCAL: tuple[Any, ...] = ("localhost", "127.0.0.1", "::1")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def _fail(sentence: str) -> PydanticCustomError:

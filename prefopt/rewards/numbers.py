@@ -106,14 +106,12 @@ def _tokens(text: str) -> Iterator[_Token]:
         start = run.start()
         if start and (text[start - 1].isalnum() or text[start - 1] == "_"):  # inside a word
             continue
-        mantissa = re.split("[eE]", run[0])[0]
-        whole, dot, _ = mantissa.partition(".")
-        written = whole.rstrip(",")
+        whole = re.split("[eE.]", run[0])[0]
+        written = whole.rstrip(",")  # a comma behind a number belongs to the sentence
         signs = _SIGN.search(text[max(0, start - 4) : start])
         negative = signs is not None and (signs[1] or signs[2]) is not None
         if _THOUSANDS.fullmatch(written) or "," not in written:
-            kept = run[0] if dot == "" or whole == written else written
-            kept = written if dot == "" and whole != written else kept
+            kept = run[0] if whole == written else written
             if (value := _value(kept.replace(",", ""))) is not None:
                 yield _Token(value, kept, negative, start, start + len(kept))
             continue

@@ -35,7 +35,7 @@ class OwnFunction:
     def _one(self, attempt: Attempt) -> float | ScoreFailure:
         try:
             return self._function(attempt)
-        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises
             return failure(self.name, error)
 
 
@@ -69,7 +69,7 @@ def _run(source: bytes, path: Path, name: str) -> ModuleType:
     module.__file__ = str(path)
     try:
         exec(compile(source, path, "exec"), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise RecipeError(f"the file {path} of a scorer fails: {type(error).__name__}: {error}") from error
     return module

@@ -137,7 +137,8 @@ def _empty_classifier(model: Any) -> Any:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     settings = base.config.to_dict()
     settings.pop("quantization_config", None)  # what is saved is unpacked
-    config = type(base.config).from_dict({**settings, "num_labels": 1})
+    config = type(base.config).from_dict(settings)
+    config.num_labels = 1
     try:
         with torch.device("meta"):
             found = AutoModelForSequenceClassification.from_config(config)

@@ -78,6 +78,15 @@ def test_a_scorer_that_raises_marks_the_completion_and_no_other(tmp_path: Path) 
     ]
 
 
+def test_a_function_that_asks_to_exit_ends_no_run(tmp_path: Path) -> None:
+    assert "SystemExit: 3" in one(own(tmp_path, "import sys\ndef f(attempt):\n    sys.exit(3)\n"), said("a"))
+
+
+def test_a_sum_beyond_all_numbers_is_a_failure() -> None:
+    parts = {str(number): {"kind": "exact", "weight": 1.7e308} for number in range(2)}
+    assert "the weighted sum is inf" in one({"scorers": parts}, said("a", "a"))
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [
