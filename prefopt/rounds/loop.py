@@ -151,6 +151,7 @@ def _check(run: Run) -> None:
     """Refuse what can be known to be wrong before a model loads."""
     build_selector(run.recipe.select, n=run.recipe.sample.n, high=bound_of(run))
     run.round_prompts(0)
+    _ = run.scoring
 
 
 def _check_directory(run: Path) -> None:

@@ -18,7 +18,7 @@ from prefopt.errors import DataError
 from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.source import find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
-from prefopt.rewards.config import RewardConfig
+from prefopt.rewards import reward_identity
 from prefopt.rounds.events import Events
 from prefopt.rounds.files import bytes_hash, content_hash
 from prefopt.rounds.recipe import RoundsRecipe
@@ -106,10 +106,14 @@ class Run:
 
     @cached_property
     def scoring(self) -> Mapping[str, Any]:
-        """What decides a score beside the completion: the section, the user's files by content, what is right."""
+        """What decides a score beside the completion: the section, what it names by content, and what is right.
+
+        Raises:
+            RecipeError: a file or a package that a scorer needs is not there.
+        """
         return {
             "score": self.recipe.score.model_dump(mode="json"),
-            "files": _files_of(self.recipe.score),
+            "scorers": reward_identity(self.recipe.score),
             "correct": self.recipe.eval.correct,
         }
 
@@ -180,17 +184,3 @@ def prompts_hash(prompts: list[Prompt]) -> str:
 
 def _is_model(path: Path) -> bool:
     return path.suffix in (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")
-
-
-def _files_of(config: RewardConfig) -> dict[str, str]:
-    """Return the hash of every file and folder that a scorer names."""
-    found: dict[str, str] = {}
-    for name, part in config.scorers.items():
-        for key in ("function", "name"):
-            value = getattr(part, key, None)
-            if not isinstance(value, str):
-                continue
-            path = Path(value.rpartition(":")[0] if key == "function" else value)
-            if path.exists():
-                found[f"{name}.{key}"] = bytes_hash(path)
-    return found
