@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,9 @@ def _do(run: Run, number: int, name: str) -> None:
             gc.collect()  # a model is a web of references, and the next stage loads its own
         assert found is not None
         run.made[number, stage.name] = found
+        if run.ranks.main:  # also what a kill left, between the manifest and this
+            for folder in plan.spent():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rest_is_done(run: Run, number: int, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ class Plan:
     stage: Stage
     make: Callable[[], Manifest | None]
     """Called on every rank. Commits the stage; the first rank returns the manifest."""
+    spent: Callable[[], Sequence[Path]] = tuple
+    """Gives the folders that only a resume needed, once the stage is done."""
 
 
 @dataclass

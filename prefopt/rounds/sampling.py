@@ -7,7 +7,6 @@ to clear away after a kill, and what a process did is known without asking it.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,16 @@ def _plan(run: Run, number: int, name: str, prompts: list[Prompt], sample: Sampl
         seed=run.recipe.rounds.seed,
     )
     output = ROLLOUTS if name == "sample" else EVAL_ROLLOUTS
-    return Plan(stage, lambda: _sample(run, stage, prompts, sample, run.weights(policy), output))
+    return Plan(
+        stage,
+        lambda: _sample(run, stage, prompts, sample, run.weights(policy), output),
+        lambda: [shards_of(stage)],
+    )
+
+
+def shards_of(stage: Stage) -> Path:
+    """Return where a stage keeps its shards until they are joined."""
+    return stage.folder / f".{stage.name}-shards"
 
 
 def _sample(
@@ -65,7 +73,7 @@ def _sample(
 ) -> Manifest | None:
     size = run.recipe.rounds.shard
     shards = [prompts[at : at + size] for at in range(0, len(prompts), size)]
-    folder = stage.folder / f".{stage.name}-shards"
+    folder = shards_of(stage)
     parts = [
         Stage(f"{number:05d}", folder, {"of": stage.key}, {"shards": len(shards)}, _seed(stage, number))
         for number in range(len(shards))
@@ -88,9 +96,7 @@ def _join(stage: Stage, parts: Sequence[Stage], folder: Path, output: str) -> Ma
     """Put the shards together in their order."""
     rollouts = [rollout for part in parts for rollout in read_rollouts(folder / f"{part.name}.parquet")]
     write_rollouts(stage.folder / output, rollouts)
-    manifest = stage.commit({output: rollouts_hash(rollouts)}, counts_of(rollouts))
-    shutil.rmtree(folder, ignore_errors=True)
-    return manifest
+    return stage.commit({output: rollouts_hash(rollouts)}, counts_of(rollouts))
 
 
 def counts_of(rollouts: Sequence[Rollout]) -> dict[str, Any]:

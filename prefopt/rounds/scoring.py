@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,7 +11,7 @@ from prefopt.rewards import Reward, ScoreFailure, build_scorer, make_attempt, op
 from prefopt.rewards.config import RewardConfig
 from prefopt.rounds.config import VERIFIERS
 from prefopt.rounds.run import Plan, Run
-from prefopt.rounds.sampling import EVAL_ROLLOUTS, ROLLOUTS
+from prefopt.rounds.sampling import EVAL_ROLLOUTS, ROLLOUTS, shards_of
 from prefopt.rounds.stage import Manifest, Stage
 from prefopt.rounds.tables import ScoreRow, finite_mean, read_scores, rows_hash, write_scores
 from prefopt.sampling import Prompt, Rollout, read_rollouts
@@ -39,7 +38,7 @@ def _plan(run: Run, number: int, name: str, rollouts: str, output: str, prompts:
     def make() -> Manifest | None:
         return run.ranks.of_main(lambda: _score(run, stage, prompts, rollouts, output))
 
-    return Plan(stage, make)
+    return Plan(stage, make, lambda: [shards_of(stage)])
 
 
 def _score(run: Run, stage: Stage, prompts: Sequence[Prompt], rollouts: str, output: str) -> Manifest:
@@ -49,7 +48,7 @@ def _score(run: Run, stage: Stage, prompts: Sequence[Prompt], rollouts: str, out
     prompt_ids = list(dict.fromkeys(rollout.prompt_id for rollout in found))
     size = run.recipe.rounds.shard
     shard_of = {prompt_id: at // size for at, prompt_id in enumerate(prompt_ids)}
-    folder = stage.folder / f".{stage.name}-shards"
+    folder = shards_of(stage)
     reward: Reward | None = None
     rows: list[ScoreRow] = []
     for shard, group in groupby(found, key=lambda rollout: shard_of[rollout.prompt_id]):
@@ -62,9 +61,7 @@ def _score(run: Run, stage: Stage, prompts: Sequence[Prompt], rollouts: str, out
             part.commit({path.name: rows_hash(scored)}, {})
         rows += read_scores(path)
     write_scores(stage.folder / output, rows)
-    manifest = stage.commit({output: rows_hash(rows)}, counts_of(rows))
-    shutil.rmtree(folder, ignore_errors=True)
-    return manifest
+    return stage.commit({output: rows_hash(rows)}, counts_of(rows))
 
 
 def _scored(run: Run, reward: Reward, prompts: dict[str, Prompt], rollouts: Sequence[Rollout]) -> list[ScoreRow]:

@@ -48,7 +48,7 @@ def plan_training(run: Run, number: int) -> Plan:
         parameters=_parameters(run),
         seed=recipe.rounds.seed,
     )
-    return Plan(stage, lambda: _train(run, stage, number, start))
+    return Plan(stage, lambda: _train(run, stage, number, start), lambda: checkpoints(stage.folder / FOLDER))
 
 
 def _start(run: Run, number: int) -> Start:
@@ -100,8 +100,6 @@ def _train(run: Run, stage: Stage, number: int, start: Start) -> Manifest | None
     if not run.ranks.main:
         return None
     name = next(name for name in (ADAPTER, MODEL) if (folder / name).is_dir())
-    for checkpoint in checkpoints(folder):  # what a resume goes on from: this training is over
-        shutil.rmtree(checkpoint)
     records = [record for record in read_metrics(folder / METRICS) if "loss" in record]
     counts = {
         "examples": len(rows),

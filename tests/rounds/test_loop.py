@@ -45,6 +45,18 @@ def test_a_run_that_is_whole_stays_as_it_is_wherever_it_lies(task: Path, tmp_pat
     assert contents(run) == contents(task.parent / "run")
 
 
+def test_what_only_a_resume_needs_is_cleared_away_also_when_a_kill_left_it(task: Path, tmp_path: Path) -> None:
+    left = ("round-000/.sample-shards", "round-001/.eval-score-shards", "round-000/train/checkpoint-2")
+    assert not any((task.parent / "run" / name).exists() for name in left)
+    torn = tmp_path / "torn"
+    shutil.copytree(task.parent / "run", torn)
+    for name in left:
+        (torn / name).mkdir()
+    run_rounds(load_rounds(task, [f"train.output_dir={torn}"]))
+    assert not any((torn / name).exists() for name in left)
+    assert contents(torn) == contents(task.parent / "run")
+
+
 def test_a_changed_selector_selects_again_without_sampling_again(task: Path, tmp_path: Path) -> None:
     run, done = again(task, tmp_path, "select.selector=best_vs_random", until="select")
     assert done == [(0, "select")]
