@@ -63,5 +63,5 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt | $(BIN)/python
 
 # What development needs besides.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
-	$(PIP) install -c constraints.txt -e ".[dev,peers]"
+	$(PIP) install -c constraints.txt -e ".[dev,peers,math,reasoning,sentiment]"
 	@touch $@

@@ -25,6 +25,8 @@ from prefopt.cli import (
     plan,
     push,
     reference,
+    reward,
+    rounds,
     train,
     version,
 )
@@ -47,6 +49,12 @@ datasets = typer.Typer(
 )
 loss_verbs = typer.Typer(invoke_without_command=True, callback=losses.show)
 reference_verbs = typer.Typer(no_args_is_help=True, help="Log-probs of references, computed once and kept.")
+reward_verbs = typer.Typer(no_args_is_help=True, help="Reward models: what completions are scored by.")
+round_verbs = typer.Typer(
+    cls=rounds.RunByDefault,
+    no_args_is_help=True,
+    help="Learn from a reward: sample, score, select, train, evaluate, repeat. `prefopt rounds RECIPE` does it.",
+)
 kernel_verbs = typer.Typer(no_args_is_help=True, help="What the kernels take of a GPU, which need not be here.")
 
 app.command("demo")(demo.demo)
@@ -63,6 +71,10 @@ datasets.command("convert")(data.convert)
 datasets.command("split")(data.split_data)
 app.add_typer(loss_verbs, name="losses")
 loss_verbs.command("plot")(losses.plot)
+app.add_typer(round_verbs, name="rounds")
+round_verbs.command("run")(rounds.run)
+round_verbs.command("status")(rounds.status)
+round_verbs.command("plot")(rounds.plot)
 app.add_typer(kernel_verbs, name="kernels")
 kernel_verbs.command("check")(kernels.check)
 kernel_verbs.command("roofline")(kernels.roofline)
@@ -70,6 +82,8 @@ app.add_typer(reference_verbs, name="reference")
 reference_verbs.command("build")(reference.build)
 reference_verbs.command("status")(reference.status)
 reference_verbs.command("clear")(reference.clear)
+app.add_typer(reward_verbs, name="reward")
+reward_verbs.command("train")(reward.train)
 app.command("doctor")(doctor.doctor)
 app.command("version")(version.version)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefopt.data import Example
-from prefopt.eval.score import example_logprobs
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
+from prefopt.models.scoring import example_logprobs
 
 Tokens = Sequence[int]
 

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -145,6 +153,31 @@ def save_weights(model: Any, folder: Path, weights: dict[str, Tensor] | None = N
     """
     options = {"save_embedding_layers": _WITH_EMBEDDINGS in vars(model)} if isinstance(model, PeftModel) else {}
     model.save_pretrained(str(folder), state_dict=weights, **options)
+
+
+def copy_weights(model: Any, folder: Path) -> None:
+    """Copy the weights that `save_weights` wrote into a model as it stands, whose dtype and device they take.
+
+    Raises:
+        ModelError: the folder holds weights of another adapter or model, or none that can be read.
+    """
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+        found = {name: weight for file in files for name, weight in load_file(file).items()}
+        if isinstance(model, PeftModel):
+            result = set_peft_model_state_dict(model, found, adapter_name=model.active_adapter)
+            own = get_peft_model_state_dict(model, save_embedding_layers=_WITH_EMBEDDINGS in vars(model))
+            unfit = [*result.unexpected_keys, *sorted(own.keys() - found.keys())]
+        else:
+            shared = model.all_tied_weights_keys  # of each tied weight one name is saved
+            missing, unexpected = model.load_state_dict(found, strict=False)
+            unfit = [*unexpected, *(name for name in missing if name not in shared)]
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the weights in {folder} do not fit the model: {reason}") from error
+    if unfit or not found:
+        what = f"{unfit[0]}, ... have no counterpart" if unfit else "there are none"
+        raise ModelError(f"the weights in {folder} do not fit the model: {what}.")
 
 
 @contextmanager

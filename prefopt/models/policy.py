@@ -55,7 +55,7 @@ def load_policy(
         ModelError: when there is no such model, it can't be fetched, or it can't be loaded exactly and safely.
     """
     config = _settings(model, options)
-    device = _device(config.device)
+    device = usable_device(config.device)
     weights_train = trainable and config.lora is None
     dtype = resolve_dtype(config.dtype, device, weights_train=weights_train)
     source = find_model(
@@ -138,7 +138,8 @@ def _settings(model: str | Path | Mapping[str, Any] | ModelConfig, options: Mapp
         raise RecipeError(f"{key}: {first['msg']} (it is {first['input']!r}).") from error
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Return the device of this name; raise `RecipeError` where this machine has none."""
     try:
         device = resolve_device(name)
         torch.empty(0, device=device)
@@ -165,7 +166,7 @@ def _load_base(config: ModelConfig, source: Source, dtype: torch.dtype, device: 
             source.folder, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(_why_not(error, source.name)) from error
+        raise ModelError(why_not(error, source.name)) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{source.name} lacks {len(missing)} of the weights that {type(model).__name__} needs ({missing[0]}, ...); "
@@ -193,7 +194,8 @@ def drop_dropout(settings: Any) -> None:
             setattr(settings, name, 0.0)
 
 
-def _why_not(error: BaseException, name: str) -> str:
+def why_not(error: BaseException, name: str) -> str:
+    """Return a sentence for what loading the model of this name raised."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if "trust_remote_code" in str(error):
         return (

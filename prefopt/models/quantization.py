@@ -24,7 +24,11 @@ QUANTIZED = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
 
 
 def load_options(
-    section: QuantizationSection, settings: Any, dtype: torch.dtype, device: torch.device
+    section: QuantizationSection,
+    settings: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    kind: Any = AutoModelForCausalLM,
 ) -> dict[str, Any]:
     """Return what `from_pretrained` takes to load a model of these `settings` quantized.
 
@@ -33,11 +37,12 @@ def load_options(
         settings: the model's configuration.
         dtype: of what stays unquantized.
         device: where it loads; quantized weights can't be moved afterwards.
+        kind: what makes the model of its settings.
     """
     skip = list(section.skip_modules)
     if skip:  # names of one's own take the place of the usual ones, so those go along
         with torch.device("meta"):
-            skip += get_keys_to_not_convert(AutoModelForCausalLM.from_config(settings))
+            skip += get_keys_to_not_convert(kind.from_config(settings))
     if section.type == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=skip or None)
     else:

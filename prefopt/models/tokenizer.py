@@ -59,7 +59,7 @@ def load_tokenizer(config: ModelConfig, source: Source, rows: int) -> Any:
     if config.tokenizer.chat_template is not None:
         tokenizer.chat_template = _template(config.tokenizer.chat_template)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _padding(tokenizer)
+        tokenizer.pad_token = padding_token(tokenizer)
     return tokenizer
 
 
@@ -72,7 +72,7 @@ def _template(text: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _padding(tokenizer: Any) -> str:
+def padding_token(tokenizer: Any) -> str:
     """Return a token to pad with: one that is not the end-of-text token, where there is another.
 
     Packs and generation mask padding, but code that compares ids with the padding token would take a real

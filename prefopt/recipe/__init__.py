@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from prefopt.config import Section
 from prefopt.data.config import DataConfig
-from prefopt.errors import RecipeError, nearest
+from prefopt.errors import RecipeError
 from prefopt.eval.config import EvalConfig
 from prefopt.losses.config import LossConfig
 from prefopt.models.config import ModelConfig
 from prefopt.models.reference_config import ReferenceConfig
-from prefopt.recipe.paths import missing, resolved
-from prefopt.recipe.sentences import located, sentences
-from prefopt.recipe.source import Source, read, write
+from prefopt.recipe.paths import RECIPE_PATHS
+from prefopt.recipe.reading import read_recipe
+from prefopt.recipe.source import write
 from prefopt.train.config import AlarmConfig, TrainConfig
 
-__all__ = ["Recipe", "dump_recipe", "load_recipe"]
+__all__ = ["Recipe", "contradictions", "dump_recipe", "load_recipe"]
 
 
 class Recipe(Section):
@@ -54,90 +53,17 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), *, check_files:
     Raises:
         RecipeError: one sentence a line for everything that is wrong: file and line, key, value, what is allowed.
     """
-    source = resolved(read(Path(path), overrides))
-    values, wrong = _validated(source)
-    if check_files:
-        wrong += missing(source)
-    if wrong:
-        raise RecipeError("\n".join(wrong))
-    try:
-        return Recipe.model_validate(values)
-    except RecipeError as error:
-        raise RecipeError(located(str(error), source)) from None
+    return read_recipe(Recipe, Path(path), overrides, RECIPE_PATHS, check_files=check_files)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Section) -> str:
     """Return the recipe as YAML, defaults and absolute paths included; `load_recipe` of it gives an equal recipe."""
     return write(recipe.model_dump(mode="json"))
 
 
-def _validated(source: Source) -> tuple[dict[str, Section], list[str]]:
-    """Return the valid sections, and a sentence for every key that is wrong."""
-    fields = Recipe.model_fields
-    wrong = [
-        f"{source.where((name,))}: a recipe has no section {name}; it has {', '.join(fields)}"
-        f"{nearest(name, fields) or '.'}"
-        for name in source.data
-        if name not in fields
-    ]
-    values: dict[str, Section] = {}
-    for name, field in fields.items():
-        kind: Any = field.annotation
-        if name not in source.data:
-            if field.is_required():
-                wrong.append(f"{source.path}: the section {name} is missing: {_first_lower(field.description)}")
-            continue
-        value = source.data[name]
-        if value is None and name != "reference":  # a section whose keys are all commented out
-            value = {}
-        try:
-            values[name] = TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            wrong += sentences(error, name, kind, source)
-        except RecipeError as error:
-            wrong.append(located(str(error), source, (name,)))
-    return values, wrong
-
-
 def _contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield a sentence for every pair of settings of different sections that can't stand together."""
-    loss, kind = recipe.loss.build(), recipe.reference.kind
-    if loss.needs_reference and kind == "none":
-        yield (
-            f"reference.kind is none, but the loss {loss.name} compares the policy with a reference; "
-            "write reference: auto, or choose a loss that needs none."
-        )
-    if recipe.reference.cache is True and "divergence" in loss.extras:
-        yield (
-            f"reference.cache is true, but the loss {loss.name} compares whole distributions, and a cache holds "
-            "log-probs of single tokens; leave reference.cache out, or choose another loss."
-        )
-    if kind == "adapter_off" and recipe.model.lora is None:
-        yield (
-            "reference.kind is adapter_off, but model.lora is null: without an adapter there is none to switch off; "
-            "write reference: auto, or reference: {model: NAME}."
-        )
-    if recipe.train.shard_weights and recipe.model.compile:
-        yield (
-            "model.compile and train.shard_weights are both true, but layers whose weights lie in parts are not "
-            "compiled; leave one of the two out."
-        )
-    if recipe.train.shard_weights and recipe.train.activation_offload:
-        yield (
-            "train.activation_offload and train.shard_weights are both true, but weights that are gathered for a layer "
-            "would be taken for activations and moved; leave one of the two out."
-        )
-    if recipe.train.shard_weights and recipe.model.quantization is not None:
-        yield (
-            "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave "
-            "one of the two out: every process can hold the quantized model."
-        )
-    if recipe.train.shard_weights and (kind == "moving" or recipe.reference.cache is True):
-        what = "reference.kind is moving" if kind == "moving" else "reference.cache is true"
-        yield (
-            f"{what} and train.shard_weights is true, but processes that hold weights in parts must all pass through "
-            "the model together, which such a reference does not; leave one of the two out."
-        )
+    yield from contradictions(recipe.model, recipe.loss, recipe.reference, recipe.train)
     if recipe.data.streaming and int((recipe.train.model_extra or {}).get("max_steps", -1)) < 1:
         yield (
             "data.streaming is true, and nobody knows how long a stream is: write train.max_steps, the number of steps "
@@ -153,5 +79,44 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"{unused[0]} slices held-out pairs, but there is no data.eval; name a file there, or leave it out."
 
 
-def _first_lower(text: str | None) -> str:
-    return (text or "")[:1].lower() + (text or "")[1:]
+def contradictions(
+    model: ModelConfig, loss_section: LossConfig, reference: ReferenceConfig, train: TrainConfig
+) -> Iterator[str]:
+    """Yield a sentence for every two settings of what trains that can't stand together."""
+    loss, kind = loss_section.build(), reference.kind
+    if loss.needs_reference and kind == "none":
+        yield (
+            f"reference.kind is none, but the loss {loss.name} compares the policy with a reference; "
+            "write reference: auto, or choose a loss that needs none."
+        )
+    if reference.cache is True and "divergence" in loss.extras:
+        yield (
+            f"reference.cache is true, but the loss {loss.name} compares whole distributions, and a cache holds "
+            "log-probs of single tokens; leave reference.cache out, or choose another loss."
+        )
+    if kind == "adapter_off" and model.lora is None:
+        yield (
+            "reference.kind is adapter_off, but model.lora is null: without an adapter there is none to switch off; "
+            "write reference: auto, or reference: {model: NAME}."
+        )
+    if train.shard_weights and model.compile:
+        yield (
+            "model.compile and train.shard_weights are both true, but layers whose weights lie in parts are not "
+            "compiled; leave one of the two out."
+        )
+    if train.shard_weights and train.activation_offload:
+        yield (
+            "train.activation_offload and train.shard_weights are both true, but weights that are gathered for a layer "
+            "would be taken for activations and moved; leave one of the two out."
+        )
+    if train.shard_weights and model.quantization is not None:
+        yield (
+            "train.shard_weights is true, but quantized weights (model.quantization) can't be cut into parts; leave "
+            "one of the two out: every process can hold the quantized model."
+        )
+    if train.shard_weights and (kind == "moving" or reference.cache is True):
+        what = "reference.kind is moving" if kind == "moving" else "reference.cache is true"
+        yield (
+            f"{what} and train.shard_weights is true, but processes that hold weights in parts must all pass through "
+            "the model together, which such a reference does not; leave one of the two out."
+        )

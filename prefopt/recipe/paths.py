@@ -11,20 +11,30 @@ import glob
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefopt.data.sources import FILE_SUFFIXES, is_url
 from prefopt.recipe.source import Key, Source
 
-_DATA: tuple[Key, ...] = (("data", "train"), ("data", "eval"))
-_MODELS: tuple[Key, ...] = (
-    ("model", "name"),
-    ("model", "adapter"),
-    ("model", "tokenizer", "name"),
-    ("model", "tokenizer", "chat_template"),
-    ("reference", "model"),
-)
+
+@dataclass(frozen=True)
+class PathKeys:
+    """Which keys of a kind of recipe name files and folders that it reads."""
+
+    data: tuple[Key, ...]
+    """Files, globs or data sets, or lists of them."""
+    models: tuple[Key, ...] = (
+        ("model", "name"),
+        ("model", "adapter"),
+        ("model", "tokenizer", "name"),
+        ("model", "tokenizer", "chat_template"),
+        ("reference", "model"),
+    )
+
+
+RECIPE_PATHS = PathKeys((("data", "train"), ("data", "eval")))
 _LOSS: Key = ("loss", "name")
 _OWN_LOSS = re.compile(r"\"([^\"]+\.py)(:\w+)\"|'([^']+\.py)(:\w+)'|([\w.~/\\:-]+\.py)(:\w+)")
 """A file of the user's own losses in a formula, in quotes or without."""
@@ -32,15 +42,15 @@ _OUTPUTS: tuple[Key, ...] = (("train", "output_dir"), ("reference", "cache_dir")
 _LONGEST_NAME = 255
 
 
-def resolved(source: Source) -> Source:
+def resolved(source: Source, paths: PathKeys) -> Source:
     """Return `source` with every path that it names made absolute; names of the Hugging Face Hub stay."""
-    for key in _DATA:
+    for key in paths.data:
         value = source.get(key)
         if isinstance(value, str):
             source = source.replaced(key, _data(value, source.base(key)))
         elif isinstance(value, list):
             source = source.replaced(key, [_listed(name, source.base(key)) for name in value])
-    for key in _MODELS:
+    for key in paths.models:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
     for key in _losses(source):
@@ -52,10 +62,10 @@ def resolved(source: Source) -> Source:
     return source
 
 
-def missing(source: Source) -> list[str]:
+def missing(source: Source, paths: PathKeys) -> list[str]:
     """Return a sentence for every data file and model folder of a resolved source that is not there."""
     sentences: list[str] = []
-    for key in (*_DATA, *_MODELS):
+    for key in (*paths.data, *paths.models):
         value = source.get(key)
         listed = [one.get("source") if isinstance(one, dict) else one for one in _as_list(value)]
         names = [name for name in listed if isinstance(name, str)]

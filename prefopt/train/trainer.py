@@ -72,6 +72,8 @@ class PreferenceTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = True  # a step's loss is already a mean over the whole step
+    unlogged: tuple[str, ...] = ()
+    """Beginnings of names of metrics that mean nothing of what is trained."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class PreferenceTrainer(ResumableTrainer):
         self.ranks = ranks_of_this_run()
         self._join_ranks()
         loss.to(self.args.device)
-        self.packed = PackedModel(model)
+        self.packed = self.pack_model(model)
         if self.arguments.shard_weights and self.ranks.size > 1:
             shard_weights(self.packed)
             self.ranks = self.ranks.with_sharded_weights()
@@ -125,6 +127,10 @@ class PreferenceTrainer(ResumableTrainer):
         self._peak: float | None = None
         self._tokens = 0
         self._skipped = 0
+
+    def pack_model(self, model: PreTrainedModel | PeftModel) -> PackedModel:
+        """Return what gives the number of each completion that the loss is of: its log-prob."""
+        return PackedModel(model)
 
     def _join_ranks(self) -> None:
         """Begin with the weights of rank 0, draw dropout apart, and sum gradients in `run_step` instead of hooks."""
@@ -282,7 +288,10 @@ class PreferenceTrainer(ResumableTrainer):
             # The Trainer averages over the steps since the resume; a run's loss is over all its steps.
             total = self._total_loss_scalar + (self._resume["total_loss"] if self._resume else 0.0)
             logs["train_loss"] = total / max(self.state.global_step - self._skipped, 1)
-        super().log(logs, start_time)
+        shown = {
+            name: value for name, value in logs.items() if not name.removeprefix("eval_").startswith(self.unlogged)
+        }
+        super().log(shown, start_time)
 
     # ---- evaluation ----
 

@@ -4,12 +4,14 @@ from prefopt.workflow.directory import INPUTS, claim_directory
 from prefopt.workflow.finished import eval_pairs_run, load_run, save_result
 from prefopt.workflow.inputs import load_held_out
 from prefopt.workflow.reference import BuildResult, build_cache, cache_usage, clear_cache
+from prefopt.workflow.start import Start
 from prefopt.workflow.train import RunResult, train_run
 
 __all__ = [
     "INPUTS",
     "BuildResult",
     "RunResult",
+    "Start",
     "build_cache",
     "cache_usage",
     "claim_directory",

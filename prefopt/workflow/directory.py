@@ -48,7 +48,7 @@ def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:
             )
     try:
         run.mkdir(parents=True, exist_ok=True)
-        kept.write_text(dump_recipe(recipe))
+        replace_text(kept, dump_recipe(recipe))  # a resume reads it, so a kill must not tear it
     except OSError as error:
         raise RunError(
             f"train.output_dir {run} can't be written: {error.strerror}; name a directory you may write to."

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data import build_packs
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, ModelError, RecipeError, RunError, nearest
-from prefopt.models import load_policy
+from prefopt.models import ModelConfig, load_policy
 from prefopt.models.dtypes import DTYPES
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
@@ -89,7 +89,7 @@ def merge_run(
     policy, tokenizer, _ = load_run(run)
     before = None if source is None else _scored(policy, _packs(policy, tokenizer, recipe, source, rows))
     kept = str(policy.get_base_model().dtype).removeprefix("torch.") if dtype == "auto" else dtype
-    model = _merged(policy, run, recipe)
+    model = merged_model(policy, run / ADAPTER, recipe.model)
     with staged(out) as folder:
         model.to(DTYPES[kept]).save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
@@ -108,12 +108,20 @@ def _source(recipe: Recipe, data: str | Sequence[str] | None) -> str | Sequence[
     return source
 
 
-def _merged(policy: Any, run: Path, recipe: Recipe) -> Any:
-    """Return the policy's model with its adapter merged, in float32, from the very weights that it was trained on."""
+def merged_model(policy: Any, adapter: Path, config: ModelConfig) -> Any:
+    """Return the policy's model with its adapter merged, in float32, from the very weights that it was trained on.
+
+    Args:
+        policy: the model with its adapter, quantized or not.
+        adapter: where the adapter is saved.
+        config: the recipe's `model` section.
+
+    Raises ModelError when the adapter can't be merged.
+    """
     dtype = str(policy.get_base_model().dtype).removeprefix("torch.")
-    lora = {} if recipe.model.lora is None else {"dtype": recipe.model.lora.dtype}
+    lora = {} if config.lora is None else {"dtype": config.lora.dtype}
     plain: dict[str, Any] = {"quantization": None, "peft": None, "dtype": dtype, "lora": lora}
-    dense, _ = load_policy(recipe.model, trainable=False, adapter=str(run / ADAPTER), **plain)
+    dense, _ = load_policy(config, trainable=False, adapter=str(adapter), **plain)
     assert isinstance(dense, PeftModel)
     places = dict(dense.named_modules())
     dense.float()
@@ -124,9 +132,7 @@ def _merged(policy: Any, run: Path, recipe: Recipe) -> Any:
     try:
         merged: Any = dense.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"the adapter of {run} can't be merged: {error}. Use it as it is, from {run / ADAPTER}."
-        ) from error
+        raise ModelError(f"the adapter {adapter} can't be merged: {error}. Use it as it is.") from error
     return merged
 
 

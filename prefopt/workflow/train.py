@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from prefopt import environment
 from prefopt.data import PreferenceData, PreferenceStream
@@ -45,6 +45,7 @@ from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
 from prefopt.workflow.reference import as_begun, note_reference
 from prefopt.workflow.samples import SampleWatch, sample_texts
+from prefopt.workflow.start import Start
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,28 @@ class RunResult:
     """Wall time of the optimizer steps, seconds."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run is given besides its recipe."""
+
+    data: PreferenceData | None
+    start: Start
+
+    def inputs(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, run: Path | None
+    ) -> tuple[PreferenceData | PreferenceStream, PreferenceData | None]:
+        """Return what is trained on and what is held out."""
+        return load_data(recipe, tokenizer, run) if self.data is None else (self.data, None)
+
+
 def train_run(
     recipe: Recipe,
     *,
     resume: bool = False,
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    data: PreferenceData | None = None,
+    start: Start | None = None,
 ) -> RunResult:
     """Train what the recipe says into its `train.output_dir` and evaluate it before and after.
 
@@ -74,6 +91,9 @@ def train_run(
         resume: go on from the newest whole checkpoint of the directory, with the recipe it began with.
         console: where progress is shown; None shows nothing.
         callbacks: more transformers.TrainerCallback objects.
+        data: learned from instead of what `data.train` names; nothing is held out then.
+        start: weights to begin with, instead of those of the recipe's model. A run that goes on must be given what it
+            began with.
 
     Started as one of several processes (torchrun), it trains together with the others and returns the same on each.
 
@@ -86,7 +106,8 @@ def train_run(
     args = recipe.train.arguments()  # which joins the processes that a launcher started
     ranks = ranks_of_this_run()
     with ranks.together():
-        return _train(recipe, args, ranks, resume, console if ranks.main else None, callbacks)
+        given = Given(data, start or Start())
+        return _train(recipe, args, ranks, resume, console if ranks.main else None, callbacks, given)
 
 
 def _train(
@@ -96,6 +117,7 @@ def _train(
     resume: bool,
     console: Console | None,
     callbacks: Sequence[TrainerCallback],
+    given: Given,
 ) -> RunResult:
     """Do what `train_run` says, on each rank; rank 0 writes, prints and, where it can alone, measures."""
     run = recipe.train.output_dir
@@ -106,25 +128,29 @@ def _train(
     model, tokenizer = load_policy(recipe.model, seed=args.seed)
     write(run / ENVIRONMENT, environment.describe())
     with ranks.main_first():  # the others find what it tokenized
-        data, held_out = load_data(recipe, tokenizer, run if ranks.main else None)
+        data, held_out = given.inputs(recipe, tokenizer, run if ranks.main else None)
 
     progress = [ProgressLine(console)] if console else []
     alarms = Alarms(recipe.alarms, console.print if console else warnings.warn, run / ALARMS)
     listening = [MetricsFile(run / METRICS), *progress, alarms] if ranks.main else []
-    trainer = PreferenceTrainer(
+    trainer = given.start.build(
         model,
-        data,
-        loss,
-        as_begun(recipe.reference, run) if resume else recipe.reference,
-        args,
-        eval_data=held_out,
-        tokenizer=tokenizer,
-        callbacks=[*listening, *callbacks],
-        group_prompts=recipe.data.group_prompts,
-        weights=() if isinstance(data, PreferenceStream) else weights_of(recipe),
-        workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
-        measures=[SampleWatch(run / SAMPLES_DURING if ranks.main else None, tokenizer, held_out, recipe.eval)],
+        lambda: PreferenceTrainer(
+            model,
+            data,
+            loss,
+            as_begun(recipe.reference, run) if resume else recipe.reference,
+            args,
+            eval_data=held_out,
+            tokenizer=tokenizer,
+            callbacks=[*listening, *callbacks],
+            group_prompts=recipe.data.group_prompts,
+            weights=() if isinstance(data, PreferenceStream) or given.data is not None else weights_of(recipe),
+            workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
+            measures=[SampleWatch(run / SAMPLES_DURING if ranks.main else None, tokenizer, held_out, recipe.eval)],
+        ),
     )
+    given.start.note(trainer.reference)
     pairs = _pairs(held_out, say)
     measured = pairs or held_out
     say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")

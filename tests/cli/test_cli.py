@@ -34,6 +34,11 @@ VERBS = [
     "reference build",
     "reference status",
     "reference clear",
+    "reward train",
+    "rounds",
+    "rounds run",
+    "rounds status",
+    "rounds plot",
     "doctor",
     "version",
 ]

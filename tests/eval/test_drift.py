@@ -7,10 +7,10 @@ import torch
 
 from prefopt.data import Example
 from prefopt.eval import sampled_kl
-from prefopt.eval.score import example_logprobs
 from prefopt.models import load_policy
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
+from prefopt.models.scoring import example_logprobs
 from prefopt.sampling import generate, generate_ids
 
 PROMPTS = [(10, 11, 12), (20, 21), (10, 11, 12)]

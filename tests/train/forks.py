@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 
 from tests.train.launch import ROOT, environment, free_port
 
-IMPORTED = ("prefopt.cli", "prefopt.report", "prefopt.workflow", "transformers.models.llama.modeling_llama")
+IMPORTED = (
+    "prefopt.cli",
+    "prefopt.report",
+    "prefopt.workflow",
+    "prefopt.rounds.loop",
+    "transformers.models.llama.modeling_llama",
+)
 
 
 class Ended(NamedTuple):
@@ -48,16 +54,24 @@ class Forks:
         self._number = 0
 
     def prefopt(
-        self, folder: Path, *argv: str, ranks: int = 1, kill: tuple[int, str, int] | None = None, full_at: int = 0
+        self,
+        folder: Path,
+        *argv: str,
+        ranks: int = 1,
+        kill: tuple[int, str, int] | None = None,
+        full_at: int = 0,
+        kill_after: float = 0.0,
     ) -> Ended:
         """Run `prefopt ARGV` as `ranks` processes, one of which kills itself at the number-th time at a point.
 
         `full_at`: bytes that a file may have at most, as on a disk that is full; 0 for any number.
+        `kill_after`: seconds after which every process that is still there is killed from outside; 0 for never.
         """
         self._number += 1
         logs = folder / f"start-{self._number}"
         logs.mkdir(parents=True)
         job = {"argv": argv, "ranks": ranks, "kill": kill, "folder": str(logs), "full_at": full_at}
+        job["kill_after"] = kill_after
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
@@ -78,7 +92,7 @@ def serve() -> None:
         job = json.loads(line)
         port = free_port()
         started = [_fork(job, rank, port) for rank in range(job["ranks"])]
-        print(json.dumps(_wait(started)), flush=True)
+        print(json.dumps(_wait(started, kill_after=job["kill_after"])), flush=True)
 
 
 def _fork(job: dict[str, Any], rank: int, port: str) -> int:
@@ -112,20 +126,23 @@ def _fork(job: dict[str, Any], rank: int, port: str) -> int:
     os._exit(code)
 
 
-def _wait(children: list[int], seconds: float = 300) -> list[int]:
+def _wait(children: list[int], seconds: float = 300, kill_after: float = 0.0) -> list[int]:
     """Return the exit codes; what has not ended in time is killed, and its code is that of SIGALRM."""
     codes: dict[int, int] = {}
     until = time.monotonic() + seconds
+    killed_at = time.monotonic() + kill_after if kill_after else float("inf")
     while len(codes) < len(children):
         for child in set(children) - codes.keys():
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > killed_at:
+                os.kill(child, signal.SIGKILL)
             elif time.monotonic() > until:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 codes[child] = -signal.SIGALRM
-        time.sleep(0.02)
+        time.sleep(0.002)
     return [codes[child] for child in children]
 
 

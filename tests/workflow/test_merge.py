@@ -97,7 +97,7 @@ def test_drift_is_what_the_written_files_differ_by(
 ) -> None:
     """A merge that leaves the adapter out is seen: the drift is that of the model without it."""
     run = train("dtype: float32")
-    monkeypatch.setattr(room, "_merged", lambda policy, run, recipe: policy.get_base_model() and _base(policy))
+    monkeypatch.setattr(room, "merged_model", lambda policy, adapter, config: policy.get_base_model() and _base(policy))
     drift = merge_run(run, tmp_path / "out", rows=6).drift
     assert drift is not None
     assert drift.completion_max > 0.1

@@ -1,0 +1,112 @@
+"""Sequence log-probs of completions, by packs of shared prompts: what evaluations, samples and scores stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prefopt.data import Example, assemble, plan_packs
+from prefopt.data.pack import Part
+from prefopt.errors import ModelError
+from prefopt.models.modes import evaluating
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import Reference
+from prefopt.records import Group, Pack
+
+Floats = NDArray[np.float64]
+
+_SHARE = 512
+"""Tokens of a group (twice its prompt, if that is more) up to which completions share one prompt's computation: more
+would save little of the prompt and let the attention inside a group grow."""
+
+
+def example_packs(examples: Sequence[Example], policy: PackedModel, token_budget: int) -> Iterator[Pack]:
+    """Yield the packs that `example_logprobs` scores, in its order."""
+    groups, _ = _distinct(examples, shared=policy.admission.shared, token_budget=token_budget)
+    for _, pack in _packs(groups, policy, token_budget):
+        yield pack
+
+
+@torch.no_grad()
+def example_logprobs(
+    examples: Sequence[Example], policy: PackedModel, reference: Reference | None, token_budget: int
+) -> tuple[Floats, Floats | None]:
+    """Return log-probs of all completions of all examples, in order, (completions,) nats: policy's and reference's.
+
+    Raises:
+        ModelError: a log-prob is not finite.
+    """
+    shared = policy.admission.shared
+    groups, place = _distinct(examples, shared=shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found = np.full(int(first[-1]), np.nan)
+    frozen = np.full(int(first[-1]), np.nan) if reference is not None else None
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(policy.model))
+        stack.enter_context(policy.attached())
+        if reference is not None:
+            stack.enter_context(reference.attached())
+        for plan, pack in _packs(groups, policy, token_budget):
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            found[at] = policy.logprobs(pack).double().cpu().numpy()
+            if reference is not None and frozen is not None:
+                compared = reference.logprobs(pack)
+                if compared is None:
+                    frozen = None
+                else:
+                    frozen[at] = compared.double().cpu().numpy()
+    for values in (found, frozen):
+        if values is not None and not np.isfinite(values).all():
+            raise ModelError(
+                f"{int((~np.isfinite(values)).sum())} of {values.size} completions have no finite log-prob: "
+                "the model's weights or its precision are broken; try model.dtype=float32."
+            )
+    return found[place], None if frozen is None else frozen[place]
+
+
+def _packs(groups: Sequence[Group], policy: PackedModel, token_budget: int) -> Iterator[tuple[tuple[Part, ...], Pack]]:
+    """Yield every pack, on the policy's device, and the plan that it was made by."""
+    shared = policy.admission.shared
+    for plan in plan_packs(groups, token_budget=token_budget, shared=shared, one_row=policy.admission.one_row):
+        yield plan, assemble([part.group for part in plan], shared=shared).to(policy.head_weight.device)
+
+
+def _distinct(
+    examples: Sequence[Example], *, shared: bool, token_budget: int
+) -> tuple[list[Group], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Return groups in which every distinct completion of every distinct prompt stands once, and where to find it.
+
+    The second is (completions of all examples,): the place of each among the groups' completions laid end to end.
+    """
+    prompts: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+    wanted: list[tuple[tuple[int, ...], int]] = []
+    for example in examples:
+        known = prompts.setdefault(example.prompt, {})
+        wanted += [(example.prompt, known.setdefault(c, len(known))) for c in example.completions]
+    groups: list[Group] = []
+    start: dict[tuple[int, ...], int] = {}
+    total = 0
+    for prompt, known in prompts.items():
+        start[prompt] = total
+        total += len(known)
+        limit = min(token_budget, max(_SHARE, 2 * len(prompt))) if shared else 0
+        groups += [Group(prompt, part) for part in _cut(len(prompt), list(known), limit)]
+    return groups, np.array([start[prompt] + index for prompt, index in wanted], dtype=np.int64)
+
+
+def _cut(prompt: int, completions: list[tuple[int, ...]], limit: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Yield runs of completions that fit in `limit` tokens behind a prompt of `prompt` tokens; at least one each."""
+    held: list[tuple[int, ...]] = []
+    size = prompt
+    for completion in completions:
+        if held and size + len(completion) > limit:
+            yield tuple(held)
+            held, size = [], prompt
+        held.append(completion)
+        size += len(completion)
+    yield tuple(held)

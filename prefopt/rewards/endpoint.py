@@ -1,0 +1,165 @@
+"""Calls of an OpenAI-compatible chat endpoint: one answer or one error a call, and a budget of both."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+_LARGEST = 1 << 20
+"""Bytes of an answer that are read."""
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_REFUSED = frozenset({401, 402, 403, 404, 405})
+_BYTES_A_TOKEN = 4
+"""What stands for a token where an endpoint counts none: fewer than most tokenizers need for English."""
+
+
+class CallError(Exception):
+    """A call that brought no answer."""
+
+    def __init__(self, message: str, *, passing: bool, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.passing = passing
+        """Whether the same call may succeed later."""
+        self.wait = wait
+        """Seconds that the endpoint asks to wait."""
+
+
+class RefusedError(Exception):
+    """The endpoint refuses calls of this key, model or address."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back."""
+
+    text: str
+    tokens: int
+    """Of question and reply, as the endpoint counts them; estimated where it doesn't."""
+
+
+class Budget:
+    """Calls and tokens that may be used by all threads together; calls under way may overdraw the tokens."""
+
+    def __init__(self, calls: int, tokens: int) -> None:
+        self.calls, self.tokens = 0, 0
+        self._most_calls, self._most_tokens = calls, tokens
+        self._lock = threading.Lock()
+
+    def take(self) -> str | None:
+        """Count one call, or return why there may be none."""
+        with self._lock:
+            if self.calls >= self._most_calls:
+                return f"the budget of {self._most_calls} calls (max_calls) is spent."
+            if self.tokens >= self._most_tokens:
+                return f"the budget of {self._most_tokens} tokens (max_total_tokens) is spent."
+            self.calls += 1
+            return None
+
+    def spend(self, tokens: int) -> None:
+        """Count the tokens of a call."""
+        with self._lock:
+            self.tokens += tokens
+
+
+class Endpoint:
+    """An address that answers POST /chat/completions.
+
+    Args:
+        address: its base, such as http://localhost:8000/v1.
+        key: sent as a bearer token; None sends none.
+        timeout: seconds that a call may take.
+    """
+
+    def __init__(self, address: str, key: str | None, timeout: float) -> None:
+        self._url = f"{address.rstrip('/')}/chat/completions"
+        self._key = key
+        self._timeout = timeout
+        # A redirect would carry the key to where the recipe never said.
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self._url})"
+
+    def ask(self, body: dict[str, Any]) -> Reply:
+        """Return the first choice's text.
+
+        Raises:
+            CallError: there is none.
+            RefusedError: nor will there be.
+        """
+        payload = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "prefopt"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self._url, payload, headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                content = self._read(response, time.monotonic() + self._timeout)
+        except urllib.error.HTTPError as error:
+            raise self._of_status(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            text = self._without_key(f"{type(reason).__name__}: {reason}")
+            raise CallError(f"{self._url} can't be reached ({text}).", passing=True) from None
+        return self._reply(content, len(payload))
+
+    def _read(self, response: http.client.HTTPResponse, until: float) -> bytes:
+        """Return the body; the timeout of a socket is that of one read, and a body may come in drops."""
+        parts: list[bytes] = []
+        size = 0
+        while part := response.read1(1 << 16):
+            parts.append(part)
+            size += len(part)
+            if time.monotonic() > until:
+                raise TimeoutError("the answer takes too long")
+            if size > _LARGEST:
+                raise CallError(f"{self._url} answered more than {_LARGEST} bytes.", passing=False)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        return b"".join(parts)
+
+    def _of_status(self, error: urllib.error.HTTPError) -> CallError | RefusedError:
+        try:
+            said = error.read(2000).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            said = ""
+        finally:
+            error.close()
+        text = self._without_key(" ".join(said.split()))[:200]
+        sentence = f"{self._url} answered {error.code}{': ' if text else ''}{text or ''}."
+        if error.code in _REFUSED:
+            return RefusedError(sentence)
+        try:
+            wait = float(error.headers.get("Retry-After", "0"))
+        except ValueError:  # a date
+            wait = 0.0
+        return CallError(sentence, passing=error.code in _PASSING, wait=wait if wait >= 0 else 0.0)
+
+    def _reply(self, content: bytes, asked: int) -> Reply:
+        try:
+            answer = json.loads(content)
+            text = answer["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            shown = self._without_key(content[:80].decode(errors="replace"))
+            raise CallError(f"{self._url} answered what is no chat completion: {shown!r}.", passing=True)
+        usage = answer.get("usage")
+        counted = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if not isinstance(counted, int) or isinstance(counted, bool) or counted < 0:
+            counted = (asked + len(text.encode())) // _BYTES_A_TOKEN + 1
+        return Reply(text, counted)
+
+    def _without_key(self, text: str) -> str:
+        return text if self._key is None else text.replace(self._key, "<key>")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None

@@ -1,0 +1,160 @@
+"""What a run of rounds came to, read from its manifests, measures and events: of a run that goes on, too."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import RunError
+from prefopt.rounds.evaluating import METRICS
+from prefopt.rounds.events import read_events
+from prefopt.rounds.files import read_json
+from prefopt.rounds.stage import read_manifest
+
+_STAGES = ("sample", "score", "select", "train", "evaluate")
+_EVALUATE = ("eval-sample", "eval-score", "evaluate")
+
+
+@dataclass(frozen=True)
+class RoundStatus:
+    """One round, or the start."""
+
+    name: str
+    done: tuple[str, ...]
+    """Stages that are done."""
+    prompts: int | None
+    rollouts: int | None
+    tokens: int | None
+    reward: float | None
+    """Mean of what was sampled to learn from."""
+    acceptance: float | None
+    """Share of candidates that the selector took."""
+    selected: int | None
+    """Examples that were made of them."""
+    examples: int | None
+    """That were trained on, replayed ones included."""
+    accuracy: float | None
+    """Of implicit rewards, over the last steps of training."""
+    held_out: Mapping[str, Any] | None
+    """Mean reward of held-out prompts, with its interval."""
+    right: Mapping[str, Any] | None
+    """Their pass@1."""
+    kl: Mapping[str, Any] | None
+    """To the first reference, nats a completion."""
+    length: Mapping[str, Any] | None
+    seconds: float
+    """Of all starts of its stages that came to an end."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run."""
+
+    path: str
+    rounds: tuple[RoundStatus, ...]
+    starts: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able copy."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Say it in plain lines."""
+        return [line for one in self.rounds for line in _lines(one)] + list(self.notes)
+
+
+def rounds_status(run: Path) -> RunStatus:
+    """Return what a run directory holds.
+
+    Raises:
+        RunError: it is no directory of rounds.
+    """
+    folders = [run / "start", *sorted(run.glob("round-*"))]
+    events = read_events(run)
+    if not events:
+        raise RunError(f"{run} is no run of rounds (it has no events.jsonl); name one that `prefopt rounds` made.")
+    seconds: dict[Any, float] = {}
+    for event in events:
+        if event["event"] == "end":
+            seconds[event["round"]] = seconds.get(event["round"], 0.0) + event["seconds"]
+    rounds = [_round(folder, seconds.get(number - 1, 0.0)) for number, folder in enumerate(folders) if folder.is_dir()]
+    began, ended = ([event for event in events if event["event"] == word] for word in ("begin", "end"))
+    notes = []
+    if reason := next((event.get("reason") for event in reversed(events) if event["event"] == "stop"), None):
+        notes.append(f"stopped: {reason}")
+    last = began[-1] if began else None
+    if last and not any((e["stage"], e["round"]) == (last["stage"], last["round"]) and e["time"] >= last["time"]
+                        for e in ended):  # fmt: skip
+        place = "the start" if last["round"] < 0 else f"round {last['round']}"
+        notes.append(f"under way, or interrupted: {last['stage']} of {place}")
+    return RunStatus(str(run), tuple(rounds), sum(event["event"] == "start" for event in events), tuple(notes))
+
+
+def _round(folder: Path, seconds: float) -> RoundStatus:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a damaged manifest is one that is not there
+        found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_EVALUATE)}
+    counts = {name: {} if manifest is None else dict(manifest.counts) for name, manifest in found.items()}
+    measured: Mapping[str, Any] = {}
+    if found["evaluate"] is not None:
+        try:
+            measured = read_json(folder / METRICS)
+        except (OSError, ValueError, json.JSONDecodeError):
+            measured = {}
+    train = counts["train"]
+    return RoundStatus(
+        name="start" if folder.name == "start" else folder.name.removeprefix("round-").lstrip("0") or "0",
+        done=tuple(name for name in _STAGES if found[name] is not None),
+        prompts=counts["sample"].get("prompts"),
+        rollouts=counts["sample"].get("rollouts"),
+        tokens=counts["sample"].get("tokens"),
+        reward=counts["score"].get("reward"),
+        acceptance=counts["select"].get("acceptance"),
+        selected=counts["select"].get("examples"),
+        examples=train["examples"] + train["replayed"] if train else None,
+        accuracy=train.get("accuracy"),
+        held_out=measured.get("reward"),
+        right=measured.get("pass@1"),
+        kl=measured.get("kl"),
+        length=measured.get("length"),
+        seconds=seconds,
+    )
+
+
+def _lines(one: RoundStatus) -> list[str]:
+    """Say what a round came to, a line a stage."""
+    start = one.name == "start"
+    left = [name for name in _STAGES if name not in one.done]
+    state = "whole" if not left or (start and one.done) else f"{', '.join(one.done) or 'nothing'} done"
+    lines = [f"{'start' if start else f'round {one.name}'}: {state}, {_time(one.seconds)}"]
+    if one.rollouts is not None:
+        lines.append(f"  sampled   {one.rollouts:,} rollouts of {one.prompts:,} prompts, {one.tokens:,} tokens")
+    if one.reward is not None:
+        lines.append(f"  scored    mean reward {one.reward:.4g}")
+    if one.acceptance is not None:
+        lines.append(f"  selected  {one.acceptance:.1%} of the candidates, {one.selected:,} examples")
+    if one.examples is not None:
+        accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy:.2f}"
+        lines.append(f"  trained   on {one.examples:,} examples{accuracy}")
+    measured = (("reward", one.held_out, ".4g"), ("pass@1", one.right, ".1%"), ("KL", one.kl, ".3g"))
+    parts = [
+        f"{name} {_interval(value, form)}" for name, value, form in measured if value and value["value"] is not None
+    ]
+    if one.length and one.length["value"] is not None:
+        parts.append(f"{one.length['value']:.1f} tokens")
+    if parts:
+        lines.append(f"  held out  {', '.join(parts)}")
+    return lines
+
+
+def _interval(value: Mapping[str, Any], form: str) -> str:
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

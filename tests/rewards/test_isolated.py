@@ -1,0 +1,55 @@
+"""Work in another process: what goes wrong there costs one call."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from prefopt.rewards.isolated import Isolated, TookTooLongError
+
+WORK = "tests.rewards.work:act"
+
+
+def test_work_is_done_in_one_other_process_whatever_it_prints() -> None:
+    isolated = Isolated(WORK, 60)
+    first = isolated({"do": "nothing"})["process"]
+    assert isolated({"do": "print"})["process"] == first != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("do", "error", "told"),
+    [
+        ("raise", RuntimeError, "ValueError: no sense"),
+        ("exit", RuntimeError, "the process that does it ended"),
+        ("fill", RuntimeError, "MemoryError"),
+    ],
+)
+def test_what_goes_wrong_is_raised_and_the_next_call_works(do: str, error: type[Exception], told: str) -> None:
+    isolated = Isolated(WORK, 60)
+    with pytest.raises(error, match=told):
+        isolated({"do": do})
+    assert "process" in isolated({"do": "nothing"})
+
+
+@pytest.mark.parametrize("do", ["sleep", "compute"])
+def test_what_takes_too_long_is_ended_with_its_process(do: str) -> None:
+    isolated = Isolated(WORK, 0.5)
+    with pytest.raises(TookTooLongError, match=r"took longer than 0\.5 seconds"):
+        isolated({"do": do})
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_process_ends_with_what_started_it() -> None:
+    isolated: Callable[..., dict[str, int]] | None = Isolated(WORK, 60)
+    assert isolated is not None
+    process = isolated({"do": "nothing"})["process"]
+    assert alive(process)
+    isolated = None
+    assert not alive(process)

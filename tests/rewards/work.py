@@ -1,0 +1,23 @@
+"""Work for another process that can go wrong in every way."""
+
+import os
+import time
+from typing import Any
+
+
+def act(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked for."""
+    match request.get("do"):
+        case "raise":
+            raise ValueError("no\nsense")
+        case "sleep":
+            time.sleep(600)
+        case "compute":  # one operation of the interpreter, which no signal interrupts
+            return {"digits": str(10**10**9)[:1]}
+        case "exit":
+            os._exit(3)
+        case "fill":
+            return {"size": len(bytearray(64 << 30))}
+        case "print":
+            print("not a reply")
+    return {"process": os.getpid()}
