@@ -31,9 +31,23 @@ def realised(mask, block):
     return (wide == 2) | ((wide == 1) & entries), kinds
 
 
-@settings(max_examples=3000, deadline=None)
-@given(SHAPES, WINDOWS, st.sampled_from([1, 2, 4, 16]))
+BLOCKS = st.sampled_from([1, 2, 4, 16])
+
+
+@settings(max_examples=500, deadline=None)
+@given(SHAPES, WINDOWS, BLOCKS)
 def test_the_block_mask_is_the_definition_entry_by_entry(shape, window, block):
+    check_block_mask(shape, window, block)
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000, deadline=None)
+@given(SHAPES, WINDOWS, BLOCKS)
+def test_no_block_mask_is_another_than_the_definition(shape, window, block):
+    check_block_mask(shape, window, block)
+
+
+def check_block_mask(shape, window, block):
     layout = Layout.of(shape)
     mask = flex.build_block_mask(layout, window, CPU, block)
     allowed, kinds = realised(mask, block)
