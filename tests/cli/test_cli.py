@@ -456,7 +456,7 @@ def test_chat_asks_as_the_data_of_the_run_were_asked(
     (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "data": {**recipe["data"], "thinking": "drop"}}))
     asked = []
     monkeypatch.setattr(
-        import_module("prefopt.sampling.generate"), "encode_prompt", lambda *_, **how: asked.append(how) or [5, 6]
+        import_module("prefopt.sampling.generation"), "encode_prompt", lambda *_, **how: asked.append(how) or [5, 6]
     )
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
     assert prefopt("chat", str(run), "--max-new-tokens", "2")[0] == 0

@@ -10,6 +10,8 @@ from prefopt.rounds.status import rounds_status
 
 RECIPES = Path(__file__).parents[2] / "recipes/rounds"
 PRESETS = ("best-of-n-distill", "irpo", "iterative-dpo", "raft", "rest-em", "rso", "star")
+DAILY = ("irpo", "rest-em", "rso")
+"""One that makes pairs by what is right, one that starts anew, one that samples by rejection; the others are soak."""
 RANDOM = "score={scorers: {right: {kind: regex, pattern: '[a-z]', column: null}, short: {kind: length, target: 2}}}"
 """What a model of random weights earns in part: bytes that are letters."""
 
@@ -18,7 +20,9 @@ def test_there_is_a_file_for_each_preset() -> None:
     assert tuple(sorted(path.stem for path in RECIPES.glob("*.yaml"))) == PRESETS
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.soak) for name in PRESETS]
+)
 def test_a_preset_runs(name: str, tiny_model: Path, tmp_path: Path) -> None:
     shipped = load_rounds(RECIPES / f"{name}.yaml")
     assert shipped.run.name == name
