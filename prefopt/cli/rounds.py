@@ -59,7 +59,8 @@ def run(
     try:
         result = run_rounds(plan, until=until, console=console)  # type: ignore[arg-type]  # it is one of them
     except KeyboardInterrupt:
-        again = shlex.join(["prefopt", "rounds", str(recipe), *overrides])
+        stage = [] if until is None else ["--until", until]
+        again = shlex.join(["prefopt", "rounds", str(recipe), *overrides, *stage])
         console.print(f"Interrupted. Go on with the same command:\n  {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     if ranks_of_this_run().main:

@@ -17,7 +17,7 @@ from prefopt.train.callbacks import read_metrics
 
 FILE = "events.jsonl"
 _LOCK = ".lock"
-OF_A_START = frozenset({_LOCK, "recipe.yaml", ".writing-recipe.yaml"})
+OF_A_START = frozenset({_LOCK})
 """What a start leaves behind that was ended before its first event."""
 
 

@@ -75,8 +75,9 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
             return _whole_run(run, until)
         _check_directory(recipe.run)
         with locked(recipe.run):
-            write_text(recipe.run / RECIPE, dump_recipe(recipe))
+            # First what says whose directory it is: a recipe that lies there may be a user's own.
             run.events.add("start", processes=ranks.size)
+            write_text(recipe.run / RECIPE, dump_recipe(recipe))
             result = _whole_run(run, until)
             run.events.add("stop", reason=result.stopped)
             return result
@@ -88,20 +89,22 @@ def _whole_run(run: Run, until: StageName | None) -> RoundsResult:
         _check(run)
     run.say(f"prompts: {len(run.prompts[0]):,} to learn from, {len(run.prompts[1]):,} held out")
     for number in range(run.recipe.rounds.count):
+        made = False
         for name in STAGES:
             if name == "evaluate":  # what every round is compared with
-                _do(run, START, name)
-            _do(run, number, name)
-            if name == until and not _rest_is_done(run, number, name):
-                return RoundsResult(run.folder, number, f"--until {until} was asked for")
+                made |= _do(run, START, name)
+            made |= _do(run, number, name)
+            if name == until and (made or not _rest_is_done(run, number, name)):
+                return RoundsResult(run.folder, number + (name == "evaluate"), f"--until {until} was asked for")
         if reason := _stop(run, number):
             run.say(f"stopped after round {number}: {reason}")
             return RoundsResult(run.folder, number + 1, reason)
     return RoundsResult(run.folder, run.recipe.rounds.count, None)
 
 
-def _do(run: Run, number: int, name: str) -> None:
-    """Do a stage of a round, unless it is done."""
+def _do(run: Run, number: int, name: str) -> bool:
+    """Do a stage of a round, unless it is done; return whether there was anything to do."""
+    did = False
     for planner in STAGES[name]:
         plan = planner(run, number)
         stage = plan.stage
@@ -109,6 +112,7 @@ def _do(run: Run, number: int, name: str) -> None:
             continue
         found = run.ranks.of_main(stage.done)
         if found is None:
+            did = True
             title = "start" if number == START else f"round {number}"
             changes = run.ranks.of_main(stage.changes)
             why = f", again: {', '.join(changes)} changed" if changes else ""
@@ -122,6 +126,7 @@ def _do(run: Run, number: int, name: str) -> None:
         if run.ranks.main:  # also what a kill left, between the manifest and this
             for folder in plan.spent():
                 shutil.rmtree(folder, ignore_errors=True)
+    return did
 
 
 def _rest_is_done(run: Run, number: int, name: str) -> bool:

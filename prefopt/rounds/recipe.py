@@ -92,6 +92,11 @@ def _contradictions(recipe: RoundsRecipe) -> Iterator[str]:
     """Yield a sentence for every two settings of different sections that can't stand together."""
     yield from contradictions(recipe.model, recipe.loss, recipe.reference, recipe.train)
     loss = recipe.loss.build()
+    if recipe.rounds.stop.kl is not None and recipe.eval.temperature != 1:
+        yield (
+            f"rounds.stop.kl is set, but eval.temperature is {recipe.eval.temperature:g}, and KL is measured on "
+            "samples of the policy itself; write eval.temperature: 1, or leave rounds.stop.kl out."
+        )
     yield from _about_groups(recipe, loss)
     yield from _about_references(recipe, loss)
     if recipe.train.shard_weights:

@@ -23,7 +23,7 @@ from prefopt.rounds.events import Events
 from prefopt.rounds.files import bytes_hash, content_hash
 from prefopt.rounds.recipe import RoundsRecipe
 from prefopt.rounds.stage import Manifest, Stage
-from prefopt.sampling import Prompt, Prompts, read_prompts
+from prefopt.sampling import Prompt, Prompts, prompt_key, read_prompts
 from prefopt.train.ranks import Ranks
 
 START = -1
@@ -143,7 +143,7 @@ class Run:
             del found[limit or len(found) :]
             self._check_columns(found, name)
             sides.append(found)
-        both = {prompt.prompt_id for prompt in sides[0]} & {prompt.prompt_id for prompt in sides[1]}
+        both = set.intersection(*({prompt_key(prompt.prompt) for prompt in side} for side in sides))
         if both:
             raise DataError(
                 f"{len(both)} of the held-out prompts ({config.eval}) are also learned from ({config.train}): what is "

@@ -160,6 +160,11 @@ def target_warning(config: SelectConfig, q: Mapping[str, Any]) -> str | None:
     if q.get("top_k", 0):
         changes.append(f"top_k {q['top_k']}")
     sentences = []
+    if q.get("engine") == "file":
+        sentences.append(
+            f"Samples were made elsewhere, so that the target of {config.selector} is q exp(r / beta), where q is what "
+            "they were drawn from, and pi exp(r / beta) of the policy pi only if that is pi."
+        )
     if changes:
         sentences.append(
             f"Samples were drawn with {' and '.join(changes)}, so that the target of {config.selector} is "

@@ -51,7 +51,9 @@ def bound_of(run: Run) -> float | None:
 def _select(run: Run, stage: Stage, number: int) -> Manifest:
     config, sample = run.recipe.select, run.recipe.sample
     selector = build_selector(config, n=sample.n, high=stage.parameters["bound"])
-    q = {"temperature": sample.temperature, "top_p": sample.top_p, "top_k": sample.top_k}
+    q: dict[str, Any] = {"engine": sample.engine}
+    if sample.engine != "file":  # which says nothing of how its completions were drawn
+        q |= {"temperature": sample.temperature, "top_p": sample.top_p, "top_k": sample.top_k}
     if warning := target_warning(config, q):
         warnings.warn(warning, stacklevel=2)
     scored = pairs_of(read_rollouts(stage.folder / ROLLOUTS), read_scores(stage.folder / SCORES))

@@ -13,10 +13,19 @@ from prefopt.errors import RunError
 from prefopt.rounds.evaluating import METRICS
 from prefopt.rounds.events import read_events
 from prefopt.rounds.files import read_json
-from prefopt.rounds.stage import read_manifest
+from prefopt.rounds.stage import Manifest, read_manifest
 
 _STAGES = ("sample", "score", "select", "train", "evaluate")
 _EVALUATE = ("eval-sample", "eval-score", "evaluate")
+_MADE_OF = {
+    "score": {"rollouts": "sample"},
+    "select": {"rollouts": "sample", "scores": "score"},
+    "train": {"groups": "select"},
+    "eval-sample": {"policy": "train"},
+    "eval-score": {"rollouts": "eval-sample"},
+    "evaluate": {"rollouts": "eval-sample", "scores": "eval-score"},
+}
+"""Stage -> its inputs that other stages of the round made."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,15 @@ def rounds_status(run: Path) -> RunStatus:
     for event in events:
         if event["event"] == "end":
             seconds[event["round"]] = seconds.get(event["round"], 0.0) + event["seconds"]
-    rounds = [_round(folder, seconds.get(number - 1, 0.0)) for number, folder in enumerate(folders) if folder.is_dir()]
+    rounds: list[RoundStatus] = []
+    policy: str | None = "start"
+    for number, folder in enumerate(folders):
+        if folder.is_dir():
+            found = _current(folder, policy)
+            rounds.append(_round(folder, found, seconds.get(number - 1, 0.0)))
+            policy = policy if number == 0 else _content(found["train"])
+    starts = [at for at, event in enumerate(events) if event["event"] == "start"]
+    events = events[starts[-1] :] if starts else events  # what an earlier start ended by is over
     began, ended = ([event for event in events if event["event"] == word] for word in ("begin", "end"))
     notes = []
     if reason := next((event.get("reason") for event in reversed(events) if event["event"] == "stop"), None):
@@ -92,13 +109,37 @@ def rounds_status(run: Path) -> RunStatus:
                         for e in ended):  # fmt: skip
         place = "the start" if last["round"] < 0 else f"round {last['round']}"
         notes.append(f"under way, or interrupted: {last['stage']} of {place}")
-    return RunStatus(str(run), tuple(rounds), sum(event["event"] == "start" for event in events), tuple(notes))
+    return RunStatus(str(run), tuple(rounds), len(starts), tuple(notes))
 
 
-def _round(folder: Path, seconds: float) -> RoundStatus:
+def _current(folder: Path, policy: str | None) -> dict[str, Manifest | None]:
+    """Return the manifests of a round, without those made of what has been made anew since.
+
+    Args:
+        folder: the round's.
+        policy: content of what the round before trained; None where that is to be trained again.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged manifest is one that is not there
         found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_EVALUATE)}
+    sampled = found["sample"]
+    if sampled is not None and sampled.inputs.get("policy") != policy:
+        found["sample"] = None
+    for name, sources in _MADE_OF.items():
+        manifest = found[name]
+        if manifest is None or (folder.name == "start" and name == "eval-sample"):
+            continue
+        if any(manifest.inputs.get(key) != (_content(found[source]) or "") for key, source in sources.items()):
+            found[name] = None
+    return found
+
+
+def _content(manifest: Manifest | None) -> str | None:
+    """Return the content of a stage's one output."""
+    return None if manifest is None else next(output.content for output in manifest.outputs.values())
+
+
+def _round(folder: Path, found: Mapping[str, Manifest | None], seconds: float) -> RoundStatus:
     counts = {name: {} if manifest is None else dict(manifest.counts) for name, manifest in found.items()}
     measured: Mapping[str, Any] = {}
     if found["evaluate"] is not None:

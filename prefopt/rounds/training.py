@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.data import DataConfig
+from prefopt.errors import RunError
 from prefopt.eval import EvalConfig
 from prefopt.recipe import Recipe
 from prefopt.rounds.files import weights_hash, write_text
@@ -115,7 +116,14 @@ def _prepared(stage: Stage, folder: Path) -> bool:
     """Clear away another training's files; returns whether there is something of this one to go on from."""
     key = stage.folder / _KEY
     if not key.is_file() or key.read_text() != stage.key:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # what is left of it must not be taken for a checkpoint of this training
+                raise RunError(
+                    f"{folder} is of another training and can't be removed: {error.strerror}; remove it, or name "
+                    "another train.output_dir."
+                ) from error
         write_text(key, stage.key)
     return folder.is_dir() and bool({path.name for path in folder.iterdir()} - BEFORE_TRAINING)
 

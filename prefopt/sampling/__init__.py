@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from prefopt.sampling.generation import generate, generate_ids, stream
     from prefopt.sampling.hf import HfEngine
     from prefopt.sampling.prompts import encode_prompt, end_of_turn_ids
-    from prefopt.sampling.rollouts import Prompt, Prompts, Rollout, read_prompts, read_rollouts, write_rollouts
+    from prefopt.sampling.rollouts import (
+        Prompt,
+        Prompts,
+        Rollout,
+        prompt_key,
+        read_prompts,
+        read_rollouts,
+        write_rollouts,
+    )
     from prefopt.sampling.vllm import VllmEngine
 
 _LAZY = {
@@ -33,6 +41,7 @@ _LAZY = {
     "end_of_turn_ids": "prompts",
     "generate": "generation",
     "generate_ids": "generation",
+    "prompt_key": "rollouts",
     "read_prompts": "rollouts",
     "read_rollouts": "rollouts",
     "stream": "generation",
@@ -53,6 +62,7 @@ __all__ = [
     "end_of_turn_ids",
     "generate",
     "generate_ids",
+    "prompt_key",
     "read_prompts",
     "read_rollouts",
     "stream",

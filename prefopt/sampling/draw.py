@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 
 _CHUNK = 256
 """Tokens whose probabilities are summed first: a running sum over the whole vocabulary takes several times as long."""
@@ -59,16 +59,25 @@ class Sampler:
         Args:
             logits: (R, V) of the model.
             uniform: (R,) float64 in [0, 1); the token is where the running sum of the probabilities passes it.
+
+        Raises:
+            ModelError: a row has no finite highest logit.
         """
         scores = logits.float()
+        if self.temperature not in (0, 1):
+            scores = scores / self.temperature
+        highest = scores.amax(-1, keepdim=True)
+        if not bool(highest.isfinite().all()):
+            raise ModelError(
+                f"the model gives logits that are no finite numbers (at temperature {self.temperature:g}), so nothing "
+                "can be drawn from them: its weights have diverged, or the temperature is too small."
+            )
         if self.temperature == 0:
             return scores.argmax(-1)
-        if self.temperature != 1:
-            scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             least = scores.topk(self.top_k, dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < least, -torch.inf)
-        weight = (scores - scores.amax(-1, keepdim=True)).exp()
+        weight = (scores - highest).exp()
         if self.top_p < 1:
             weight = _nucleus(weight, self.top_p)
         return _where_passed(weight, uniform.to(weight.device))

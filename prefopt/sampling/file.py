@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.data.config import DataOptions
-from prefopt.data.formats.extras import without_nulls
 from prefopt.data.read import as_list, as_messages, plain
 from prefopt.data.sources import Source, open_sources
 from prefopt.errors import DataError
@@ -16,7 +14,7 @@ from prefopt.models.references import Reference
 from prefopt.sampling.engine import Drawn, Judge
 from prefopt.sampling.generation import encode
 from prefopt.sampling.prompts import end_of_turn_ids
-from prefopt.sampling.rollouts import Prompt, Rollout
+from prefopt.sampling.rollouts import Prompt, Rollout, prompt_key
 
 
 class FileEngine:
@@ -74,7 +72,7 @@ class FileEngine:
         """
         drawn = []
         for prompt in shard:
-            made = self._made.get(prompt.prompt_id) or self._made.get(_key(prompt.prompt)) or []
+            made = self._made.get(prompt.prompt_id) or self._made.get(prompt_key(prompt.prompt)) or []
             if len(made) < n:
                 raise DataError(
                     f"The file has {len(made)} completions of prompt {prompt.prompt_id}, and {n} are to be taken: "
@@ -91,7 +89,7 @@ class FileEngine:
         if not name and not prompt:
             raise DataError(f"{where} has neither 'prompt_id' nor 'prompt', so nothing says what it answers.")
         seed = plain(row.get("seed")) or 0
-        return str(name) if name else _key(prompt), int(seed), self._tokens(row, where)
+        return str(name) if name else prompt_key(prompt), int(seed), self._tokens(row, where)
 
     def _tokens(self, row: Mapping[str, Any], where: str) -> tuple[int, ...]:
         ids, text = as_list(row.get("token_ids")), row.get("text")
@@ -113,9 +111,3 @@ class FileEngine:
                 f"{where} ended by itself, and the tokenizer has no end of turn: write 'token_ids' instead."
             )
         return (*found, self._ends[-1])
-
-
-def _key(prompt: Any) -> str:
-    """Return what tells a prompt from others by itself, without the rest of its row."""
-    kept = str(prompt) if isinstance(prompt, str) else [without_nulls(message) for message in prompt]
-    return "prompt:" + json.dumps(kept, sort_keys=True, default=str)

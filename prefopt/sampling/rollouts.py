@@ -168,6 +168,12 @@ def _check(found: Prompts, total: int, max_rejected: float) -> None:
         )
 
 
+def prompt_key(prompt: Any) -> str:
+    """Return what tells a prompt (text or messages) from others by itself, without the rest of its row."""
+    kept = str(prompt) if isinstance(prompt, str) else [without_nulls(message) for message in prompt]
+    return "prompt:" + json.dumps(kept, sort_keys=True, default=str)
+
+
 def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     """Write rollouts, in their order, to one Parquet file that appears whole or not at all.
 

@@ -62,6 +62,10 @@ def test_a_changed_selector_selects_again_without_sampling_again(task: Path, tmp
     assert done == [(0, "select")]
     old, new = contents(task.parent / "run"), contents(run)
     assert {name for name in old if old[name] != new[name]} == {f"round-000/select/{GROUPS}"}
+    start, first, second = rounds_status(run).rounds
+    assert start.held_out is not None
+    assert first.done == ("sample", "score", "select"), "what was made of the old selection is not said to be done"
+    assert (first.examples, first.held_out, second.done) == (None, None, ())
 
 
 def test_a_changed_scorer_file_scores_again_without_sampling_again(task: Path, tmp_path: Path) -> None:
@@ -83,6 +87,12 @@ def test_a_changed_scorer_file_scores_again_without_sampling_again(task: Path, t
 def test_another_number_of_rounds_keeps_those_that_are_there(task: Path, tmp_path: Path) -> None:
     _, done = again(task, tmp_path, "rounds.count=3", until="sample")
     assert done == [(2, "sample")]
+
+
+def test_until_evaluate_ends_after_one_more_round(task: Path, tmp_path: Path) -> None:
+    run, done = again(task, tmp_path, "rounds.count=4", until="evaluate")
+    assert {number for number, _ in done} == {2}
+    assert len(rounds_status(run).rounds) == 1 + 3
 
 
 def test_a_torn_file_is_made_again_with_a_warning_and_holds_the_same(task: Path, tmp_path: Path) -> None:
@@ -184,6 +194,9 @@ def test_held_out_prompts_that_are_learned_from_and_columns_that_are_missing_are
     overrides = [f"train.output_dir={tmp_path / 'run'}"]
     with pytest.raises(DataError, match="8 of the held-out prompts"):
         run_rounds(load_rounds(task, [*overrides, f"prompts.eval={task.parent / 'prompts.jsonl'}"]))
+    (tmp_path / "again.jsonl").write_text(json.dumps({"prompt": "say 3", "answer": "another"}) + "\n")
+    with pytest.raises(DataError, match="1 of the held-out prompts"):
+        run_rounds(load_rounds(task, [*overrides, f"prompts.eval={tmp_path / 'again.jsonl'}"]))
     with pytest.raises(DataError, match="needs the column 'solution' of every row"):
         run_rounds(load_rounds(task, [*overrides, "score={kind: exact, column: solution}"]))
     assert not (tmp_path / "run/start").exists()
@@ -240,6 +253,9 @@ def test_completions_made_elsewhere_are_scored_and_learned_from(task: Path, tmp_
     found = read_rollouts(tmp_path / "run/round-000/rollouts.parquet")
     assert [one.token_ids for one in found] == [one.token_ids for one in made]
     assert rounds_status(tmp_path / "run").rounds[1].held_out is not None
+    selected = read_manifest(tmp_path / "run/round-000/select.json")
+    assert selected is not None
+    assert selected.counts["q"] == {"engine": "file"}, "nothing is said of how they were drawn"
     with pytest.raises(RecipeError, match="those of one policy"):
         load_rounds(task, [*overrides, "rounds.count=2"])
 
@@ -262,6 +278,12 @@ def test_a_directory_that_holds_something_else_is_left_alone(task: Path, tmp_pat
     with pytest.raises(RunError, match="is not empty and no run of rounds"):
         run_rounds(load_rounds(task, [f"train.output_dir={tmp_path}"]))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    own = tmp_path / "own" / "recipe.yaml"
+    own.parent.mkdir()
+    own.write_text("mine: 1")
+    with pytest.raises(RunError, match="is not empty and no run of rounds"):
+        run_rounds(load_rounds(task, [f"train.output_dir={own.parent}"]))
+    assert own.read_text() == "mine: 1"
     with pytest.raises(RunError, match="is a file"):
         run_rounds(load_rounds(task, [f"train.output_dir={tmp_path / 'notes.txt'}"]))
 

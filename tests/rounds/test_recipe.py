@@ -49,6 +49,7 @@ def test_it_holds_what_the_file_says_and_absolute_paths_and_reads_back_the_same(
         (["train.eval_strategy=steps"], "rounds hold out prompts and not preferences"),
         (["eval.k=3"], "eval.k is 3, but a prompt has 2 samples"),
         (["eval.temperature=0"], "write eval.n: 1"),
+        (["rounds.stop.kl=1", "eval.temperature=0.5"], "KL is measured on samples of the policy itself"),
         (["rounds.replay=1"], "rounds.replay is 1; it must be less than 1"),
         (["rounds.polcy=restarts"], "did you mean 'policy'?"),
         (["prompts.train=nothing.jsonl"], "there is no"),

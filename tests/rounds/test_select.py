@@ -388,5 +388,6 @@ def test_a_changed_sampler_or_dropped_duplicates_say_what_the_target_becomes() -
     assert "temperature 0.7 and top_p 0.9" in said
     assert "q exp(r / beta)" in said
     assert target_warning(SelectConfig(selector="top_k", k=1), plain | {"top_k": 5}) is None
+    assert "made elsewhere" in str(target_warning(rso, {"engine": "file"}))
     dropping = SelectConfig(selector="rejection", beta=1.0, duplicates="drop")
     assert "select.duplicates=drop" in str(target_warning(dropping, plain))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.sampling.draw import Sampler, sample_seed, uniforms
 
 VOCABULARY = 601  # three chunks, the last one short
@@ -93,3 +93,12 @@ def test_random_numbers_are_those_of_the_samples_own_seed() -> None:
 def test_a_setting_out_of_range_is_a_sentence(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         Sampler(**{"max_new_tokens": 1, **settings})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.5])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(temperature: float, value: float) -> None:
+    scores = logits(2)
+    scores[1, 7] = value
+    with pytest.raises(ModelError, match="no finite numbers"):
+        Sampler(2, temperature=temperature).draw(scores, torch.full((2,), 0.5, dtype=torch.float64))
