@@ -52,7 +52,7 @@ def test_scores_of_the_real_model_are_those_of_separate_passes(loaded) -> None:
             assert found == pytest.approx(expected, abs=2e-3, rel=2e-5)
 
 
-@pytest.mark.parametrize("budget", [150, 4096])
+@pytest.mark.parametrize("budget", [150, pytest.param(4096, marks=pytest.mark.soak)])
 def test_a_dpo_step_of_the_real_model_has_the_gradients_of_separate_passes(loaded, budget: int) -> None:
     model, tokenizer = loaded
     model.train().zero_grad()

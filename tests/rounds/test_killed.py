@@ -94,6 +94,7 @@ def test_two_processes_sample_and_train_what_one_does(
     assert not done.out[1], "one of them says what came of it"
 
 
+@pytest.mark.soak
 def test_a_disk_that_is_full_ends_the_run_with_a_sentence_and_it_goes_on_afterwards(
     whole: tuple[Path, float], forks: Forks, tiny_model: Path
 ) -> None:

@@ -220,7 +220,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert list(losses(run).values()) == pytest.approx(list(losses(whole).values()), rel=1e-3)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_disk_that_is_full_is_a_sentence_and_the_last_good_checkpoint_is_intact(
     ranks: int, whole: Path, forks: Forks, tiny_model: Path
 ) -> None:
