@@ -105,5 +105,7 @@ def split_thinking(text: str, *, open: str, close: str, opened: bool = False, re
     before, _, answer = text.rpartition(close) if closes else (text, "", "")
     outside, tag, inner = before.partition(open)
     thinking = before if opened or not tag else inner
+    if open in answer:  # thinking that never ends
+        answer = ""
     tidy = opens == closes == 1 and (opened or (bool(tag) and not outside.strip()))
     return Split(answer.lstrip(), thinking.strip(), broken=not tidy)

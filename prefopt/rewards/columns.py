@@ -18,4 +18,5 @@ def expected(attempt: Attempt, column: str, name: str) -> tuple[str, ...] | Scor
     listed = list(value) if isinstance(value, list | tuple) else [value]
     if not listed or any(not isinstance(one, str | int | float) or isinstance(one, bool) for one in listed):
         return ScoreFailure(f"{name}: the row's {column!r} is {value!r}; it must be text, a number or a list of those.")
-    return tuple(str(one) for one in listed)
+    # A column of whole numbers comes as 7.0 from many a writer, and no answer says that.
+    return tuple(str(int(one)) if isinstance(one, float) and one.is_integer() else str(one) for one in listed)

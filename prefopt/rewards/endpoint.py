@@ -22,8 +22,10 @@ _BYTES_A_TOKEN = 4
 class CallError(Exception):
     """A call that brought no answer."""
 
-    def __init__(self, message: str, *, passing: bool, wait: float = 0.0) -> None:
+    def __init__(self, message: str, *, passing: bool, wait: float = 0.0, tokens: int = 0) -> None:
         super().__init__(message)
+        self.tokens = tokens
+        """That it took all the same."""
         self.passing = passing
         """Whether the same call may succeed later."""
         self.wait = wait
@@ -105,7 +107,7 @@ class Endpoint:
             raise self._of_status(error) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            text = self._without_key(f"{type(reason).__name__}: {reason}")
+            text = self.without_key(f"{type(reason).__name__}: {reason}")
             raise CallError(f"{self._url} can't be reached ({text}).", passing=True) from None
         return self._reply(content, len(payload))
 
@@ -131,7 +133,7 @@ class Endpoint:
             said = ""
         finally:
             error.close()
-        text = self._without_key(" ".join(said.split()))[:200]
+        text = self.without_key(" ".join(said.split()))[:200]
         sentence = f"{self._url} answered {error.code}{': ' if text else ''}{text or ''}."
         if error.code in _REFUSED:
             return RefusedError(sentence)
@@ -144,19 +146,24 @@ class Endpoint:
     def _reply(self, content: bytes, asked: int) -> Reply:
         try:
             answer = json.loads(content)
+        except (ValueError, RecursionError):
+            answer = None
+        try:
             text = answer["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (LookupError, TypeError):
             text = None
-        if not isinstance(text, str):
-            shown = self._without_key(content[:80].decode(errors="replace"))
-            raise CallError(f"{self._url} answered what is no chat completion: {shown!r}.", passing=True)
-        usage = answer.get("usage")
+        usage = answer.get("usage") if isinstance(answer, dict) else None
         counted = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if not isinstance(counted, int) or isinstance(counted, bool) or counted < 0:
-            counted = (asked + len(text.encode())) // _BYTES_A_TOKEN + 1
-        return Reply(text, counted)
+        known = counted if isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0 else None
+        if not isinstance(text, str):
+            shown = self.without_key(content.decode(errors="replace"))[:80]
+            sentence = f"{self._url} answered what is no chat completion with a text: {shown!r}."
+            # One that counts its tokens was made and is paid for: asking again brings no other.
+            raise CallError(sentence, passing=known is None, tokens=known or 0)
+        return Reply(text, (asked + len(text.encode())) // _BYTES_A_TOKEN + 1 if known is None else known)
 
-    def _without_key(self, text: str) -> str:
+    def without_key(self, text: str) -> str:
+        """Return a text that may be shown."""
         return text if self._key is None else text.replace(self._key, "<key>")
 
 

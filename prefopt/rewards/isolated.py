@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
+import re
 import select
 import subprocess
 import sys
@@ -17,6 +19,9 @@ _START = 120.0
 """Seconds that the process may take until it is ready: it imports what it works with."""
 _MEMORY = 8 << 30
 """Bytes of addresses: a tower of powers ends the process before it ends the machine."""
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""What is in the name of an environment variable that work on a model's text must not see."""
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -68,7 +73,9 @@ class Isolated:
         if self._process is None:
             # Not by multiprocessing: nothing of the user's program runs a second time, and no lock is inherited.
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, self._work],
+                # Without the working directory among the places to import from, and without the user's secrets.
+                [sys.executable, "-P", "-m", __name__, self._work],
+                env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -87,6 +87,7 @@ class Judge:
             except RefusedError as error:
                 self._refused = str(error)
             except CallError as error:
+                self.budget.spend(error.tokens)
                 if not error.passing or trial == section.retries:
                     return ScoreFailure(f"judge: {error}")
                 self._pause(min(_LONGEST_PAUSE, max(2.0**trial, error.wait)))
@@ -107,7 +108,8 @@ class Judge:
         except (TypeError, ValueError):
             grade = None
         if grade is None:
-            return ScoreFailure(f"judge: its reply has no grade: {reply[:80]!r}.")
+            shown = self._endpoint.without_key(reply)[:80]
+            return ScoreFailure(f"judge: its reply has no grade: {shown!r}.")
         if not self._section.low <= grade <= self._section.high:
             return ScoreFailure(
                 f"judge: its grade {grade:g} is not between {self._section.low:g} and {self._section.high:g}."
@@ -123,6 +125,11 @@ def _key(variable: str | None) -> str | None:
     if not key:
         raise RecipeError(
             f"key_variable is {variable}, and there is no environment variable of that name: set it to the judge's key."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise RecipeError(
+            f"the environment variable {variable} (key_variable) holds more than a key: a space, a line's end or a "
+            "character that no header can carry; set it to the key alone."
         )
     return key
 

@@ -194,7 +194,10 @@ class JudgeSection(ScorerBase):
         "alone.\n\nQuestion:\n{prompt}\n\nAnswer:\n{answer}",
         description="What the judge is asked; {prompt}, {answer}, {low} and {high} stand for what they say.",
     )
-    pattern: str = Field(default=r"-?\d+(?:\.\d+)?", description="What in its reply is the grade: the last match.")
+    pattern: str = Field(
+        default=r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*\d+)?",
+        description="What in its reply is the grade: the last match, or the first group of it.",
+    )
     low: FiniteFloat = Field(default=1.0, description="The lowest grade.")
     high: FiniteFloat = Field(default=10.0, description="The highest grade.")
     temperature: float = Field(default=0.0, ge=0, description="Of the judge's sampling.")

@@ -16,7 +16,8 @@ _LONGEST = 100
 """Digits of a number, and its largest power of ten: what is longer is text, and computing with it could take hours."""
 _RUN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+(?![\w.]))?", re.ASCII)
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+", re.ASCII)
-_SIGN = re.compile(r"(?:^|[^\w)\]}.])(-)?[$€£]?(-)?$")
+_SIGN = re.compile(r"(?:^|[^\w)\]}.%°])(-)?[$€£]?(-)?$")
+_TIMES_TEN = re.compile(r"(?<=\d)\s?(?:[×·*]|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{?([-+]?\d+)\}?", re.ASCII)
 _SLASH = re.compile(r"[ \t]{0,2}/[ \t]{0,2}")
 _PERCENT = re.compile(r"[ \t]?\\?%")
 
@@ -50,11 +51,13 @@ class Number:
 def numbers_in(text: str) -> list[Number]:
     """Return the numbers of a text in order.
 
-    Read are signs, decimals, powers of ten (1e-3), thousands separated by commas in threes (1,234,567), fractions
-    (3/4), mixed numbers (1 3/4) and percent signs; a currency sign before a number is passed over. Digits inside a
-    word (x2, v1.5) are none, and neither are numbers of more than 100 digits.
+    Read are signs, decimals, powers of ten (1e-3, 1 × 10^-3), thousands separated by commas in threes (1,234,567),
+    fractions (3/4), mixed numbers (1 3/4) and percent signs; a currency sign before a number is passed over. Digits
+    inside a word (x2, v1.5), exponents (m^2), times of day and ratios (9:30) are none, and neither are numbers of more
+    than 100 digits.
     """
     text = text.replace("−", "-").replace("∕", "/").replace("⁄", "/")
+    text = _TIMES_TEN.sub(r"e\1", text)
     tokens = list(_tokens(text))
     numbers: list[Number] = []
     at = 0
@@ -95,8 +98,11 @@ class Numeric:
         return float(any(self._same(said[0], one) for (one,) in wanted) if said else False)
 
     def _same(self, said: Number, wanted: Number) -> bool:
+        """Whether the two are near; a percent sign of one alone is read either way, one of both is a unit."""
+        alike = said.percent and wanted.percent
+        readings = [(number.value,) if alike else number.readings for number in (said, wanted)]
         return any(
-            abs(a - b) <= max(self._tolerance, self._relative * abs(b)) for a in said.readings for b in wanted.readings
+            abs(a - b) <= max(self._tolerance, self._relative * abs(b)) for a in readings[0] for b in readings[1]
         )
 
 
@@ -105,6 +111,8 @@ def _tokens(text: str) -> Iterator[_Token]:
     for run in _RUN.finditer(text):
         start = run.start()
         if start and (text[start - 1].isalnum() or text[start - 1] == "_"):  # inside a word
+            continue
+        if _joined(text, start, run.end()):
             continue
         whole = re.split("[eE.]", run[0])[0]
         written = whole.rstrip(",")  # a comma behind a number belongs to the sentence
@@ -119,6 +127,17 @@ def _tokens(text: str) -> Iterator[_Token]:
             if (value := _value(part[0])) is not None:
                 first = start + part.start()
                 yield _Token(value, part[0], negative and first == start, first, first + len(part[0]))
+
+
+def _joined(text: str, start: int, stop: int) -> bool:
+    """Whether a run of digits is a part of something else: of 10^8, 9:30 or 3:4."""
+    before, after = text[max(0, start - 2) : start].rstrip("{"), text[stop : stop + 2]
+    return bool(
+        before[-1:] == "^"
+        or after[:1] == "^"
+        or (before[-1:] == ":" and before[:1].isdigit())
+        or (after[:1] == ":" and after[1:].isdigit())
+    )
 
 
 def _value(text: str) -> Fraction | None:

@@ -68,7 +68,7 @@ def _run(source: bytes, path: Path, name: str) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(path)
     try:
-        exec(compile(source, path, "exec"), vars(module))
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise RecipeError(f"the file {path} of a scorer fails: {type(error).__name__}: {error}") from error

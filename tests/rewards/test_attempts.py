@@ -20,7 +20,8 @@ THINK = ThinkingSection()
         ("<think>a</think>4</think>5", "5", "a</think>4", True),
         ("<think>a<think>b</think>4", "4", "a<think>b", True),
         ("<think>a</think>4<think>b</think>5", "5", "a</think>4<think>b", True),
-        ("</think>4<think>", "4<think>", "", True),
+        ("</think>4<think>", "", "", True),
+        ("<think>a</think>5<think>no, 7", "", "a", True),
     ],
 )
 def test_the_answer_is_what_stands_behind_the_thinking(

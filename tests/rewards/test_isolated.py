@@ -2,12 +2,27 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from prefopt.rewards.isolated import Isolated, TookTooLongError
 
 WORK = "tests.rewards.work:act"
+
+
+@pytest.fixture(autouse=True)
+def _this_project_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process imports nothing from where it happens to start."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+def test_secrets_of_the_environment_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-1")
+    monkeypatch.setenv("HF_TOKEN", "hf-1")
+    seen = Isolated(WORK, 60)({"do": "environment"})["names"]
+    assert "PYTHONPATH" in seen
+    assert not {"JUDGE_KEY", "HF_TOKEN"} & set(seen)
 
 
 def test_work_is_done_in_one_other_process_whatever_it_prints() -> None:

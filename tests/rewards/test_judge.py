@@ -171,6 +171,28 @@ def test_a_reply_without_a_grade_in_range_is_a_failure(serve: Serve, reply: str,
     assert told in reason(judge(serve(lambda *_: grade(reply))))
 
 
+@pytest.mark.parametrize("reply", ["8/10", "8 out of 10", "I say 8", "8"])
+def test_a_grade_out_of_so_many_is_the_grade(serve: Serve, reply: str) -> None:
+    assert judge(serve(lambda *_: grade(reply))).score([said("a")]) == [8.0]
+
+
+def test_a_reply_without_text_that_counts_its_tokens_is_paid_for_and_not_asked_again(serve: Serve) -> None:
+    empty = json.dumps({"choices": [{"message": {"content": None}}], "usage": {"total_tokens": 30}}).encode()
+    server = serve(lambda *_: (200, {}, empty))
+    found = judge(server)
+    assert "no chat completion with a text" in reason(found)
+    assert (found.budget.calls, found.budget.tokens) == (1, 30)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret\nsk-other")
+    with pytest.raises(RecipeError, match="holds more than a key") as caught:
+        judge(serve(lambda *_: grade("5")), key_variable="JUDGE_KEY")
+    assert "sk-" not in str(caught.value)
+
+
 def test_the_budget_of_calls_and_of_tokens_ends_the_asking(serve: Serve) -> None:
     server = serve(lambda *_: grade("5", tokens=40))
     attempts = [said(str(number)) for number in range(6)]

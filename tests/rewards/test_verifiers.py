@@ -17,6 +17,7 @@ def test_exact_folds_white_space_and_case_only_where_asked() -> None:
     assert one({"kind": "exact", "ignore_case": True}, said("A", "a")) == 1.0
     assert one("exact", said("b", ["a", "b"])) == 1.0
     assert one("exact", said("4", 4)) == 1.0
+    assert one("exact", said("4", 4.0)) == 1.0, "whole numbers come as floats from many a writer"
 
 
 def test_a_row_without_the_right_answer_is_a_failure_that_names_the_column() -> None:
@@ -74,6 +75,9 @@ def test_a_search_that_grows_exponentially_ends_at_its_time_limit() -> None:
         ("−7", ["-7"]),
         (".5 0.5.", ["1/2", "1/2"]),
         ("1e-3 2E2", ["1/1000", "200"]),
+        ("5 × 10^8 or 3\\times 10^{-2}", ["500000000", "3/100"]),
+        ("15 m^2 at 9:30, 3:4, 2^10", ["15"]),
+        ("10%-20%", ["10", "20"]),
         ("x2 v1.5 a_3", []),
         ("10cm 5th", ["10", "5"]),
         ("**12** \\boxed{7}", ["12", "7"]),
@@ -103,6 +107,10 @@ def test_numbers_are_read_as_people_write_them(text: str, found: list[str]) -> N
         ({}, "50", "50%", 1.0),
         ({}, "0.5", "50 \\%", 1.0),
         ({}, "5", "50%", 0.0),
+        ({}, "1%", "100%", 0.0),
+        ({}, "50%", "0.5%", 0.0),
+        ({}, "50 %", "50%", 1.0),
+        ({}, "7", 7.0, 1.0),
         ({}, "none", "7", 0.0),
         ({"after": "####"}, "7 is #### 8", "8", 1.0),
         ({"after": "####"}, "it is 8", "8", 0.0),

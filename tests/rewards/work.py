@@ -18,6 +18,8 @@ def act(request: dict[str, Any]) -> dict[str, Any]:
             os._exit(3)
         case "fill":
             return {"size": len(bytearray(64 << 30))}
+        case "environment":
+            return {"names": list(os.environ)}
         case "print":
             print("not a reply")
     return {"process": os.getpid()}
