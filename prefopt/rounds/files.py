@@ -15,9 +15,6 @@ from prefopt.errors import RunError
 from prefopt.models.references.identity import digest
 from prefopt.train.checkpoint import sync
 
-_CHUNK = 1 << 22
-"""Bytes that are read at once."""
-
 
 @contextmanager
 def written(final: Path) -> Iterator[Path]:
@@ -53,11 +50,8 @@ def bytes_hash(path: Path) -> str:
         return content_hash([file.relative_to(path).as_posix(), bytes_hash(file)] for file in files)
     if not path.is_file():
         return ""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(records: Iterable[Any]) -> str:
