@@ -62,8 +62,11 @@ def test_a_loader_killed_again_and_again_goes_on_to_the_token(tmp_path: Path, ki
     kills = 0
     for point in POINTS:
         out = tmp_path / f"{point.replace(' ', '-')}.jsonl"
+        most = 300 if point == "reading a row" else 12
+        if workers and point != "writing a step":
+            most = 4  # each worker comes there a few times only
         for _ in range(6):
-            number = draw.randint(1, 300 if point == "reading a row" else 12)
+            number = draw.randint(1, most)
             kills += start(kind, workers, out, point, str(number)) != 0
         start(kind, workers, out)
         assert lines_of(out) == expected
