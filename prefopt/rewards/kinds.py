@@ -146,11 +146,15 @@ class ModelSection(ScorerBase):
     kind: Literal["model"]
     name: str = Field(min_length=1, description="A name on the Hugging Face Hub, or a directory.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    label: int | None = Field(
+    label: int | str | None = Field(
         default=None,
-        ge=0,
-        description="Of a model with several labels, the one whose probability is the score; null for a model of one "
-        "number.",
+        description="Of a model with several labels, the one whose number is the score: its place from 0, or its name; "
+        "null for a model of one number.",
+    )
+    activation: Literal["softmax", "sigmoid", "none"] | None = Field(
+        default=None,
+        description="What is made of the label's number: softmax, its probability among all labels; sigmoid, its own; "
+        "none, the number as it is. null: what the model's problem_type says.",
     )
     dtype: DtypeName = Field(default="auto", description="Precision of its weights.")
     quantization: QuantizationSection | None = Field(
@@ -163,7 +167,10 @@ class ModelSection(ScorerBase):
         description="What it reads behind the prompt: the answer, or with its thinking the text whole.",
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="Tokens that it reads at most; a longer text fails. null: what it was made for."
+        default=None,
+        ge=1,
+        description="Tokens that it reads at most, and never more than it has positions for; a longer text fails. "
+        "null: what it was made for.",
     )
     token_budget: int = Field(
         default=4096, ge=0, description="Tokens of a batch, padding included; 0 computes each text alone."
