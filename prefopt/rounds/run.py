@@ -18,7 +18,7 @@ from prefopt.errors import DataError
 from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.source import find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
-from prefopt.rewards import reward_identity
+from prefopt.rewards import reward_identity, score_settings
 from prefopt.rounds.events import Events
 from prefopt.rounds.files import bytes_hash, content_hash
 from prefopt.rounds.recipe import RoundsRecipe
@@ -114,7 +114,7 @@ class Run:
             RecipeError: a file or a package that a scorer needs is not there.
         """
         return {
-            "score": self.recipe.score.model_dump(mode="json"),
+            "score": score_settings(self.recipe.score),
             "scorers": reward_identity(self.recipe.score),
             "correct": self.recipe.eval.correct,
         }

@@ -55,13 +55,15 @@ def _score(run: Run, stage: Stage, prompts: Sequence[Prompt], rollouts: str, out
         part = Stage(f"{shard:05d}", folder, {"of": stage.key}, {"size": size})
         path = folder / f"{shard:05d}.parquet"
         if part.done() is None:
-            reward = reward or build_scorer(run.recipe.score)
+            # What a judge spent lies beside the shards: of this very scoring, and gone once that is done.
+            reward = reward or build_scorer(run.recipe.score, folder / stage.key)
             scored = _scored(run, reward, by_id, list(group))
             write_scores(path, scored)
             part.commit({path.name: rows_hash(scored)}, {})
         rows += read_scores(path)
     write_scores(stage.folder / output, rows)
-    return stage.commit({output: rows_hash(rows)}, counts_of(rows))
+    spent = {} if reward is None else reward.spent
+    return stage.commit({output: rows_hash(rows)}, counts_of(rows) | ({"spent": spent} if spent else {}))
 
 
 def _scored(run: Run, reward: Reward, prompts: dict[str, Prompt], rollouts: Sequence[Rollout]) -> list[ScoreRow]:
