@@ -159,7 +159,8 @@ def _stop(run: Run, number: int) -> str | None:
 def _check(run: Run) -> None:
     """Refuse what can be known to be wrong before a model loads."""
     build_selector(run.recipe.select, n=run.recipe.sample.n, high=bound_of(run))
-    run.round_prompts(0)
+    for number in range(run.recipe.rounds.count):
+        run.round_prompts(number)
     _ = run.scoring
 
 

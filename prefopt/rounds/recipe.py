@@ -57,8 +57,8 @@ class RoundsRecipe(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> RoundsRecipe:
-        for sentence in _contradictions(self):
-            raise RecipeError(sentence)
+        if sentences := list(_contradictions(self)):
+            raise RecipeError("\n".join(sentences))
         return self
 
     @property
@@ -138,7 +138,10 @@ def _about_groups(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:
         )
     # What the selector itself refuses. The scorer is not built yet: a bound that it may know is not missed here.
     known = config.model_copy(update={"bound": config.bound or 0.0}) if config.selector == "rejection" else config
-    build_selector(known, n=recipe.sample.n)
+    try:
+        build_selector(known, n=recipe.sample.n)
+    except RecipeError as error:
+        yield str(error)
 
 
 def _about_references(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:

@@ -46,6 +46,10 @@ class RoundStatus:
     """Examples that were made of them."""
     examples: int | None
     """That were trained on, replayed ones included."""
+    replayed: int | None
+    """Of them, those of earlier rounds."""
+    replay_wanted: int | None
+    """How many the recipe's share asks for; more than there were to replay, where it can't be met."""
     accuracy: float | None
     """Of implicit rewards, over the last steps of training."""
     held_out: Mapping[str, Any] | None
@@ -158,6 +162,8 @@ def _round(folder: Path, found: Mapping[str, Manifest | None], seconds: float) -
         acceptance=counts["select"].get("acceptance"),
         selected=counts["select"].get("examples"),
         examples=train["examples"] + train["replayed"] if train else None,
+        replayed=train.get("replayed"),
+        replay_wanted=train.get("replay_wanted"),
         accuracy=train.get("accuracy"),
         held_out=measured.get("reward"),
         right=measured.get("pass@1"),
@@ -181,7 +187,7 @@ def _lines(one: RoundStatus) -> list[str]:
         lines.append(f"  selected  {one.acceptance:.1%} of the candidates, {one.selected:,} examples")
     if one.examples is not None:
         accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy:.2f}"
-        lines.append(f"  trained   on {one.examples:,} examples{accuracy}")
+        lines.append(f"  trained   on {one.examples:,} examples{_of_before(one)}{accuracy}")
     measured = (("reward", one.held_out, ".4g"), ("pass@1", one.right, ".1%"), ("KL", one.kl, ".3g"))
     parts = [
         f"{name} {_interval(value, form)}" for name, value, form in measured if value and value["value"] is not None
@@ -191,6 +197,14 @@ def _lines(one: RoundStatus) -> list[str]:
     if parts:
         lines.append(f"  held out  {', '.join(parts)}")
     return lines
+
+
+def _of_before(one: RoundStatus) -> str:
+    if not one.replayed and not one.replay_wanted:
+        return ""
+    short = (one.replayed or 0) < (one.replay_wanted or 0)
+    asked = f" where rounds.replay asks for {one.replay_wanted:,}" if short else ""
+    return f", {one.replayed or 0:,} of them of rounds before{asked}"
 
 
 def _interval(value: Mapping[str, Any], form: str) -> str:
