@@ -22,16 +22,19 @@ _RIGHT = 1.0
 
 def plan_scoring(run: Run, number: int) -> Plan:
     """Score what a round sampled to learn from."""
-    return _plan(run, number, "score", ROLLOUTS, SCORES, run.round_prompts(number))
+    return plan_scores(run, number, "score", run.made[number, "sample"], ROLLOUTS, SCORES, run.round_prompts(number))
 
 
 def plan_eval_scoring(run: Run, number: int) -> Plan:
     """Score what a round sampled of held-out prompts."""
-    return _plan(run, number, "eval-score", EVAL_ROLLOUTS, EVAL_SCORES, run.prompts[1])
+    sampled = run.made[number, "eval-sample"]
+    return plan_scores(run, number, "eval-score", sampled, EVAL_ROLLOUTS, EVAL_SCORES, run.prompts[1])
 
 
-def _plan(run: Run, number: int, name: str, rollouts: str, output: str, prompts: Sequence[Prompt]) -> Plan:
-    sampled = run.made[number, "sample" if name == "score" else "eval-sample"]
+def plan_scores(
+    run: Run, number: int, name: str, sampled: Manifest, rollouts: str, output: str, prompts: Sequence[Prompt]
+) -> Plan:
+    """Return the stage that scores one file of rollouts, of these prompts."""
     # Prompts are no input of their own: what was sampled names them by content.
     stage = Stage(name, run.round_folder(number), {"rollouts": sampled.content(rollouts)}, run.scoring)
 

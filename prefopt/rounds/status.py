@@ -17,15 +17,22 @@ from prefopt.rounds.stage import Manifest, read_manifest
 
 _STAGES = ("sample", "score", "select", "train", "evaluate")
 _EVALUATE = ("eval-sample", "eval-score", "evaluate")
+_HINTS = ("hint-sample", "hint-score")
 _MADE_OF = {
     "score": {"rollouts": "sample"},
-    "select": {"rollouts": "sample", "scores": "score"},
+    "hint-score": {"rollouts": "hint-sample"},
+    "select": {
+        "rollouts": "sample",
+        "scores": "score",
+        "hinted rollouts": "hint-sample",
+        "hinted scores": "hint-score",
+    },
     "train": {"groups": "select"},
     "eval-sample": {"policy": "train"},
     "eval-score": {"rollouts": "eval-sample"},
     "evaluate": {"rollouts": "eval-sample", "scores": "eval-score"},
 }
-"""Stage -> its inputs that other stages of the round made."""
+"""Stage -> its inputs that other stages of the round made; those of hints it has with `rounds.rationalise` alone."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,10 @@ class RoundStatus:
     tokens: int | None
     reward: float | None
     """Mean of what was sampled to learn from."""
+    hinted: int | None
+    """Rollouts of prompts that were asked again with the answer."""
+    hinted_right: float | None
+    """Share of them that is right."""
     acceptance: float | None
     """Share of candidates that the selector took."""
     selected: int | None
@@ -125,7 +136,7 @@ def _current(folder: Path, policy: str | None) -> dict[str, Manifest | None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged manifest is one that is not there
-        found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_EVALUATE)}
+        found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_HINTS, *_EVALUATE)}
     sampled = found["sample"]
     if sampled is not None and sampled.inputs.get("policy") != policy:
         found["sample"] = None
@@ -133,8 +144,12 @@ def _current(folder: Path, policy: str | None) -> dict[str, Manifest | None]:
         manifest = found[name]
         if manifest is None or (folder.name == "start" and name == "eval-sample"):
             continue
-        if any(manifest.inputs.get(key) != (_content(found[source]) or "") for key, source in sources.items()):
+        asked = {key: source for key, source in sources.items() if key in manifest.inputs or source not in _HINTS}
+        if any(manifest.inputs.get(key) != (_content(found[source]) or "") for key, source in asked.items()):
             found[name] = None
+    selected = found["select"]
+    if selected is not None and "hinted scores" not in selected.inputs:  # of a recipe that asked for hints once
+        found |= dict.fromkeys(_HINTS)
     return found
 
 
@@ -159,6 +174,8 @@ def _round(folder: Path, found: Mapping[str, Manifest | None], seconds: float) -
         rollouts=counts["sample"].get("rollouts"),
         tokens=counts["sample"].get("tokens"),
         reward=counts["score"].get("reward"),
+        hinted=counts["hint-sample"].get("rollouts"),
+        hinted_right=counts["hint-score"].get("correct"),
         acceptance=counts["select"].get("acceptance"),
         selected=counts["select"].get("examples"),
         examples=train["examples"] + train["replayed"] if train else None,
@@ -183,6 +200,9 @@ def _lines(one: RoundStatus) -> list[str]:
         lines.append(f"  sampled   {one.rollouts:,} rollouts of {one.prompts:,} prompts, {one.tokens:,} tokens")
     if one.reward is not None:
         lines.append(f"  scored    mean reward {one.reward:.4g}")
+    if one.hinted:
+        right = "" if one.hinted_right is None else f", {one.hinted_right:.1%} of them right"
+        lines.append(f"  hinted    {one.hinted:,} rollouts{right}")
     if one.acceptance is not None:
         lines.append(f"  selected  {one.acceptance:.1%} of the candidates, {one.selected:,} examples")
     if one.examples is not None:
