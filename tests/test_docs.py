@@ -19,7 +19,7 @@ from prefopt.models import PeftSection
 from prefopt.models.config import LoraSection, ModelConfig, QuantizationSection, TokenizerSection
 from prefopt.models.reference_config import ReferenceConfig
 from prefopt.recipe import load_recipe
-from prefopt.rounds.config import PromptsConfig, RoundsConfig, RoundsEvalConfig, StopSection
+from prefopt.rounds.config import PromptsConfig, RationaliseSection, RoundsConfig, RoundsEvalConfig, StopSection
 from prefopt.train.config import AlarmConfig, TrainConfig
 from tests.toys import pair_rows
 
@@ -96,6 +96,7 @@ def test_every_key_of_rounds_is_documented_and_no_other() -> None:
     sections: dict[str, type[BaseModel]] = {
         "prompts": PromptsConfig,
         "rounds": RoundsConfig,
+        "rounds.rationalise": RationaliseSection,
         "rounds.stop": StopSection,
         "eval": RoundsEvalConfig,
     }

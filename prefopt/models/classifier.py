@@ -32,7 +32,8 @@ def load_classifier(
     """Return a sequence classifier in evaluation mode, without gradients, and its tokenizer.
 
     What stands behind the backbone computes in float32, whatever `dtype` and `quantization` say: in 16 bits its
-    numbers would have 8 to 11 bits, and scores of good and better answers would be equal.
+    numbers would have 8 to 11 bits, and scores of good and better answers would be equal. Its configuration is that of
+    its files: where they name no padding token, it has none.
 
     Raises:
         ModelError: there is no such model, it can't be loaded, or its files have no weights for the head.
@@ -46,8 +47,6 @@ def load_classifier(
     model = _load(source, precision, place, quantization, trust_remote_code)
     config = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(config, source, model.get_input_embeddings().weight.shape[0])
-    if model.config.pad_token_id is None:  # a decoder finds the end of a padded text by it
-        model.config.pad_token_id = tokenizer.pad_token_id
     if quantization is None:
         model.to(place)
     for part in head_modules(model):

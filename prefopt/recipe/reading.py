@@ -48,7 +48,7 @@ def read_recipe(
     try:
         return kind.model_validate(values)
     except RecipeError as error:
-        raise RecipeError(located(str(error), source)) from None
+        raise RecipeError("\n".join(located(line, source) for line in str(error).splitlines())) from None
 
 
 def _validated(recipe: type[Section], source: Source) -> tuple[dict[str, Section], list[str]]:

@@ -15,9 +15,15 @@ from prefopt.rewards.scorer import Score, ScoreFailure, Scorer
 if TYPE_CHECKING:
     from prefopt.rewards.build import Reward, build_scorer
     from prefopt.rewards.gym import reasoning_gym_rows
-    from prefopt.rewards.identity import reward_identity
+    from prefopt.rewards.identity import reward_identity, score_settings
 
-_LAZY = {"Reward": "build", "build_scorer": "build", "reasoning_gym_rows": "gym", "reward_identity": "identity"}
+_LAZY = {
+    "Reward": "build",
+    "build_scorer": "build",
+    "reasoning_gym_rows": "gym",
+    "reward_identity": "identity",
+    "score_settings": "identity",
+}
 
 __all__ = [
     "Attempt",
@@ -33,6 +39,7 @@ __all__ = [
     "opens_thinking",
     "reasoning_gym_rows",
     "reward_identity",
+    "score_settings",
 ]
 
 

@@ -6,23 +6,32 @@ import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RecipeError
 from prefopt.rewards.attempts import Attempt
 from prefopt.rewards.config import RewardConfig, ScorerSection, ThinkingSection
-from prefopt.rewards.kinds import ScorerBase
+from prefopt.rewards.kinds import JudgeSection, ScorerBase
 from prefopt.rewards.scorer import Score, ScoreFailure, Scorer, guarded
 
 
-def build_scorer(config: RewardConfig) -> Reward:
+def build_scorer(config: RewardConfig, ledgers: Path | None = None) -> Reward:
     """Return what a recipe scores completions by; models that it names are loaded.
+
+    Args:
+        config: the recipe's section.
+        ledgers: a folder that keeps what judges spent, so that a resume goes on with what is left of their budgets.
 
     Raises:
         RecipeError: a setting that can't work, a package that is not installed, or a file of the user's that fails.
         ModelError: a reward model that can't be loaded.
     """
-    return Reward({name: (build_part(part), part) for name, part in config.scorers.items()}, config.thinking)
+    parts = {
+        name: (build_part(part, None if ledgers is None else ledgers / f"spent-{number}.jsonl"), part)
+        for number, (name, part) in enumerate(config.scorers.items())
+    }
+    return Reward(parts, config.thinking)
 
 
 class Reward:
@@ -61,6 +70,12 @@ class Reward:
         for place in asked:
             totals[place] = self._total({name: scores[place] for name, scores in parts.items()})
         return [total for total in totals if total is not None], parts
+
+    @property
+    def spent(self) -> dict[str, dict[str, int]]:
+        """What judges spent so far, by their names: calls and tokens."""
+        budgets = {name: getattr(scorer, "budget", None) for name, (scorer, _) in self._parts.items()}
+        return {name: {"calls": b.calls, "tokens": b.tokens} for name, b in budgets.items() if b is not None}
 
     def _of_broken(self, attempt: Attempt) -> Score | None:
         rule = "as_it_is" if self._thinking is None else self._thinking.if_broken
@@ -102,8 +117,12 @@ class Reward:
         return low, high
 
 
-def build_part(section: ScorerSection) -> Scorer:
-    """Return the scorer of one section."""
+def build_part(section: ScorerSection, ledger: Path | None = None) -> Scorer:
+    """Return the scorer of one section; a judge keeps what it spends in the ledger."""
+    if isinstance(section, JudgeSection):
+        from prefopt.rewards.judge import Judge
+
+        return Judge(section, ledger=ledger)
     return _builders()[section.kind](section)
 
 
@@ -121,7 +140,7 @@ def _sum(ends: Sequence[float | None]) -> float | None:
 
 def _builders() -> dict[str, Callable[[Any], Scorer]]:
     """Return what builds each kind; only those of models are imported when one is built."""
-    from prefopt.rewards import gym, judge, math_answers, numbers, own, rollouts, texts, verifiers
+    from prefopt.rewards import gym, math_answers, numbers, own, rollouts, texts, verifiers
 
     def model(section: Any) -> Scorer:
         from prefopt.rewards.reward_model import RewardModel
@@ -139,5 +158,4 @@ def _builders() -> dict[str, Callable[[Any], Scorer]]:
         "reasoning_gym": gym.ReasoningGym,
         "model": model,
         "implicit": rollouts.Implicit,
-        "judge": judge.Judge,
     }

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
+import os
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from prefopt.errors import RunError
 
 _LARGEST = 1 << 20
 """Bytes of an answer that are read."""
@@ -46,20 +52,35 @@ class Reply:
 
 
 class Budget:
-    """Calls and tokens that may be used by all threads together; calls under way may overdraw the tokens."""
+    """Calls and tokens that may be used by all threads together; calls under way may overdraw the tokens.
 
-    def __init__(self, calls: int, tokens: int) -> None:
-        self.calls, self.tokens = 0, 0
+    Args:
+        calls: that may be made.
+        tokens: that may be used.
+        ledger: a file that keeps what is spent, a line each; what an earlier process spent is in it and counts.
+
+    Raises:
+        RunError: the ledger can't be read.
+    """
+
+    def __init__(self, calls: int, tokens: int, ledger: Path | None = None) -> None:
+        self.calls, self.tokens = (0, 0) if ledger is None else _spent(ledger)
         self._most_calls, self._most_tokens = calls, tokens
+        self._ledger = ledger
         self._lock = threading.Lock()
 
     def take(self) -> str | None:
-        """Count one call, or return why there may be none."""
+        """Count one call, or return why there may be none.
+
+        Raises:
+            RunError: the ledger can't be written, so that the call would be forgotten.
+        """
         with self._lock:
             if self.calls >= self._most_calls:
                 return f"the budget of {self._most_calls} calls (max_calls) is spent."
             if self.tokens >= self._most_tokens:
                 return f"the budget of {self._most_tokens} tokens (max_total_tokens) is spent."
+            self._note(calls=1)  # before it is made: a kill must not forget it
             self.calls += 1
             return None
 
@@ -67,6 +88,46 @@ class Budget:
         """Count the tokens of a call."""
         with self._lock:
             self.tokens += tokens
+            self._note(tokens=tokens)
+
+    def _note(self, **spent: int) -> None:
+        if self._ledger is None:
+            return
+        try:
+            self._ledger.parent.mkdir(parents=True, exist_ok=True)
+            with self._ledger.open("ab", buffering=0) as file:
+                file.write(b"\n" + json.dumps(spent).encode())  # a line that a kill tore swallows no other
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{self._ledger} can't be written: {error.strerror}; free the disk, then start again."
+            ) from error
+
+
+def _spent(ledger: Path) -> tuple[int, int]:
+    """Return the calls and tokens that a ledger says; a line that a kill tore counts as nothing."""
+    try:
+        lines = ledger.read_bytes().split(b"\n") if ledger.exists() else []
+    except OSError as error:
+        raise RunError(f"{ledger} can't be read: {error.strerror}; mend its permissions.") from error
+    calls = tokens = 0
+    for line in lines:
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        calls += said.get("calls", 0)
+        tokens += said.get("tokens", 0)
+    return calls, tokens
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is of this very machine."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class Endpoint:
@@ -75,7 +136,7 @@ class Endpoint:
     Args:
         address: its base, such as http://localhost:8000/v1.
         key: sent as a bearer token; None sends none.
-        timeout: seconds that a call may take.
+        timeout: seconds that a call may take, from its first to its last byte.
     """
 
     def __init__(self, address: str, key: str | None, timeout: float) -> None:
@@ -83,7 +144,10 @@ class Endpoint:
         self._key = key
         self._timeout = timeout
         # A redirect would carry the key to where the recipe never said.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        handlers: list[Any] = [_NoRedirect]
+        if is_local(address):  # a proxy of the environment is for what lies outside, and would see the prompts
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def __repr__(self) -> str:
         return f"Endpoint({self._url})"
@@ -96,6 +160,26 @@ class Endpoint:
             RefusedError: nor will there be.
         """
         payload = json.dumps(body).encode()
+        found: list[Reply | BaseException] = []
+
+        def call() -> None:
+            try:
+                found.append(self._call(payload))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+                found.append(error)
+
+        # The time limit of a socket is that of one read, and a look-up of the name has none: what a server sends in
+        # drops would never end. The thread that is left behind then ends with its connection, or with the process.
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(self._timeout)
+        if not found:
+            raise CallError(f"{self._url} took longer than {self._timeout:g} seconds (TimeoutError).", passing=True)
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    def _call(self, payload: bytes) -> Reply:
         headers = {"Content-Type": "application/json", "User-Agent": "prefopt"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -112,7 +196,7 @@ class Endpoint:
         return self._reply(content, len(payload))
 
     def _read(self, response: http.client.HTTPResponse, until: float) -> bytes:
-        """Return the body; the timeout of a socket is that of one read, and a body may come in drops."""
+        """Return the body; also a thread that nobody waits for any more stops to read."""
         parts: list[bytes] = []
         size = 0
         while part := response.read1(1 << 16):

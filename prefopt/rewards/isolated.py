@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import logging
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +26,9 @@ _MEMORY = 8 << 30
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """What is in the name of an environment variable that work on a model's text must not see."""
 
+_PDEATHSIG = 1
+"""prctl's number for the signal that a process gets when the one that started it ends."""
+
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -32,6 +38,9 @@ class TookTooLongError(Exception):
 
 class Isolated:
     """Calls one function in another process, which starts with the first call and ends with this object.
+
+    It is ended with the process that started it, too, also when that is killed and it is busy (on Linux; elsewhere when
+    it next waits for a call). It is no sandbox: the function does what it likes with the user's rights.
 
     Args:
         work: `module:function`; the function takes and returns what JSON can hold. It is called with {} first, to
@@ -43,6 +52,7 @@ class Isolated:
         self._work = work
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._replies = -1
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return what the function returns.
@@ -55,7 +65,7 @@ class Isolated:
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = _line(process, self._seconds)
+            line = _line(self._replies, self._seconds)
         except BrokenPipeError:
             line = b""
         if line is None:
@@ -70,53 +80,87 @@ class Isolated:
         return reply
 
     def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
         if self._process is None:
-            # Not by multiprocessing: nothing of the user's program runs a second time, and no lock is inherited.
-            process = subprocess.Popen(
-                # Without the working directory among the places to import from, and without the user's secrets.
-                [sys.executable, "-P", "-m", __name__, self._work],
-                env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
+            # Replies have a pipe of their own: what the function prints, also from C or a program that it starts, is
+            # none.
+            self._replies, theirs = os.pipe()
+            try:
+                # Not by multiprocessing: nothing of the user's program runs a second time, and no lock is inherited.
+                process = subprocess.Popen(
+                    # Without the working directory among the places to import from, and without the user's secrets.
+                    [sys.executable, "-P", "-m", __name__, self._work, str(theirs), str(os.getpid())],
+                    env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    bufsize=0,
+                    pass_fds=[theirs],
+                )
+            except OSError:
+                os.close(self._replies)
+                raise
+            finally:
+                os.close(theirs)
             self._process = process
-            weakref.finalize(self, _kill, process)
-            if not _line(process, _START):
+            self._ending = weakref.finalize(self, _kill, process, self._replies)
+            if not _line(self._replies, _START):
                 self._end()
                 raise RuntimeError("the process that does it does not start")
         return self._process
 
     def _end(self) -> None:
         if self._process is not None:
-            _kill(self._process)
+            self._ending()
             self._process = None
 
 
-def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+def _line(replies: int, seconds: float) -> bytes | None:
     """Return the next line that the process writes; b"" where it ended, None where it took longer."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return process.stdout.readline() if ready else None
+    until = time.monotonic() + seconds
+    waiting = select.poll()
+    waiting.register(replies, select.POLLIN)
+    line = b""
+    while not line.endswith(b"\n"):
+        if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
+            return None
+        part = os.read(replies, 1 << 16)
+        if not part:
+            return b""
+        line += part
+    return line
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], replies: int) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    if process.stdin is not None:
+        process.stdin.close()
+    os.close(replies)
 
 
-def main(name: str) -> None:
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, whatever it is busy with then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which ended before that
+        os._exit(1)
+
+
+def main(name: str, replies: int, parent: int) -> None:
     """Be that process: a line of JSON in, a line out, until the input ends."""
+    _end_with(parent)
     with suppress(ImportError, ValueError, OSError):  # where there is no such limit, or a lower one
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    out = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints is no reply
+    os.set_inheritable(replies, False)
+    out = os.fdopen(replies, "w")
+    requests = os.fdopen(os.dup(0))  # of which the function reads nothing either
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     logging.disable()
     module, _, function = name.partition(":")
     work: Work = getattr(importlib.import_module(module), function)
@@ -127,7 +171,7 @@ def main(name: str) -> None:
         out.flush()
 
     say({})
-    for line in sys.stdin:
+    for line in requests:
         try:
             reply = work(json.loads(line))
         except Exception as error:  # noqa: BLE001 - whatever the library raises is told
@@ -136,4 +180,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import regex
 
@@ -32,16 +33,19 @@ class Judge:
     Args:
         section: the recipe's section, whose `enabled` is true.
         pause: waits so many seconds.
+        ledger: a file that keeps what is spent, so that the budget is one for all starts that work on the same.
 
     Raises RecipeError when the environment variable with the key is not set.
     """
 
     name = "judge"
 
-    def __init__(self, section: JudgeSection, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, section: JudgeSection, pause: Callable[[float], None] = time.sleep, ledger: Path | None = None
+    ) -> None:
         self.low: float | None = section.low
         self.high: float | None = section.high
-        self.budget = Budget(section.max_calls, section.max_total_tokens)
+        self.budget = Budget(section.max_calls, section.max_total_tokens, ledger)
         self._section = section
         self._pause = pause
         self._endpoint = Endpoint(section.endpoint, _key(section.key_variable), section.timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import regex
@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from prefopt.config import Section
 from prefopt.models.config import DtypeName, QuantizationSection
+from prefopt.rewards.endpoint import is_local
 
 Part = Literal["answer", "text", "thinking"]
 _PART = "What is looked at: the answer, the text whole, or the thinking."
@@ -21,6 +22,8 @@ _COLUMN = "The row's column with the right answer, or a list of right ones."
 class ScorerBase(Section):
     """What every scorer has: its weight in the sum."""
 
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how a score is come by, and not what it is: another value of theirs scores nothing again."""
     weight: FiniteFloat = Field(default=1.0, description="What its score is multiplied by; may be negative.")
     scale: Literal["none", "bounds"] = Field(
         default="none",
@@ -146,11 +149,15 @@ class ModelSection(ScorerBase):
     kind: Literal["model"]
     name: str = Field(min_length=1, description="A name on the Hugging Face Hub, or a directory.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
-    label: int | None = Field(
+    label: int | str | None = Field(
         default=None,
-        ge=0,
-        description="Of a model with several labels, the one whose probability is the score; null for a model of one "
-        "number.",
+        description="Of a model with several labels, the one whose number is the score: its place from 0, or its name; "
+        "null for a model of one number.",
+    )
+    activation: Literal["softmax", "sigmoid", "none"] | None = Field(
+        default=None,
+        description="What is made of the label's number: softmax, its probability among all labels; sigmoid, its own; "
+        "none, the number as it is. null: what the model's problem_type says.",
     )
     dtype: DtypeName = Field(default="auto", description="Precision of its weights.")
     quantization: QuantizationSection | None = Field(
@@ -163,7 +170,10 @@ class ModelSection(ScorerBase):
         description="What it reads behind the prompt: the answer, or with its thinking the text whole.",
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="Tokens that it reads at most; a longer text fails. null: what it was made for."
+        default=None,
+        ge=1,
+        description="Tokens that it reads at most, and never more than it has positions for; a longer text fails. "
+        "null: what it was made for.",
     )
     token_budget: int = Field(
         default=4096, ge=0, description="Tokens of a batch, padding included; 0 computes each text alone."
@@ -180,6 +190,9 @@ class ImplicitSection(ScorerBase):
 class JudgeSection(ScorerBase):
     """A grade by a model behind an OpenAI-compatible endpoint."""
 
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"enabled", "key_variable", "timeout", "retries", "parallel", "max_calls", "max_total_tokens"}
+    )
     kind: Literal["judge"]
     enabled: bool = Field(
         default=False, description="Must be true: prompts and answers are sent to the endpoint, which may cost money."
@@ -202,14 +215,18 @@ class JudgeSection(ScorerBase):
     high: FiniteFloat = Field(default=10.0, description="The highest grade.")
     temperature: float = Field(default=0.0, ge=0, description="Of the judge's sampling.")
     max_tokens: int = Field(default=16, ge=1, description="Tokens of a reply.")
-    timeout: float = Field(default=60.0, gt=0, description="Seconds that a call may take.")
+    timeout: float = Field(
+        default=60.0, gt=0, description="Seconds that a call may take, from its first to its last byte."
+    )
     retries: Annotated[int, Field(ge=0, le=20)] = Field(
         default=4, description="How often a call that failed is tried again, after 1, 2, 4, ... seconds."
     )
     parallel: Annotated[int, Field(ge=1, le=256)] = Field(default=4, description="Calls at a time.")
-    max_calls: int = Field(default=1000, ge=1, description="Calls that may be made, tries again included.")
+    max_calls: int = Field(
+        default=1000, ge=1, description="Calls that one stage of scoring may make, tries again and resumes included."
+    )
     max_total_tokens: int = Field(
-        default=1_000_000, ge=1, description="Tokens that may be used, as the endpoint counts them."
+        default=1_000_000, ge=1, description="Tokens that it may use, as the endpoint counts them."
     )
 
     @model_validator(mode="after")
@@ -224,7 +241,7 @@ class JudgeSection(ScorerBase):
                 f"enabled is false, and the judge would send prompts and answers to {address.netloc}: write enabled: "
                 "true to let it."
             )
-        if self.key_variable and address.scheme == "http" and address.hostname not in _LOCAL:
+        if self.key_variable and address.scheme == "http" and not is_local(self.endpoint):
             raise _fail(f"endpoint is '{self.endpoint}', where the key would travel in the clear: write https.")
         if self.low >= self.high:
             raise _fail(f"low is {self.low:g} and high is {self.high:g}; low must be the smaller one.")
@@ -235,9 +252,6 @@ class JudgeSection(ScorerBase):
         except regex.error as error:
             raise _fail(f"pattern '{self.pattern}' is no regular expression ({error}).") from error
         return self
-
-
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def _fail(sentence: str) -> PydanticCustomError:

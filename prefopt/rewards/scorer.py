@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from prefopt.errors import RunError
 from prefopt.rewards.attempts import Attempt
 
 _LONGEST = 300
@@ -41,6 +42,9 @@ def guarded(scorer: Scorer, attempts: Sequence[Attempt]) -> list[Score]:
     """Return the scorer's scores; one that raises, or that is no finite number within bounds, is a failure.
 
     Should a call fail as a whole, each attempt is tried by itself, so that only those that fail are marked.
+
+    Raises:
+        RunError: what is spent can't be written down.
     """
     if not attempts:
         return []
@@ -48,6 +52,8 @@ def guarded(scorer: Scorer, attempts: Sequence[Attempt]) -> list[Score]:
         found = list(scorer.score(attempts))
         if len(found) != len(attempts):
             raise ValueError(f"it returned {len(found)} scores for {len(attempts)} completions")
+    except RunError:  # the disk that keeps what is spent refuses: that is no completion's fault
+        raise
     except Exception as error:  # noqa: BLE001 - whatever the scorer of a user raises
         if len(attempts) > 1:
             return [score for attempt in attempts for score in guarded(scorer, [attempt])]

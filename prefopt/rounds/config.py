@@ -48,6 +48,27 @@ class StopSection(Section):
     )
 
 
+class RationaliseSection(Section):
+    """How prompts that were never answered right are asked again with the answer (STaR, arXiv:2203.14465)."""
+
+    hint: str = Field(
+        default="{prompt}\n\nHint: the answer is {answer}.",
+        description="What is asked then; {prompt} stands for the prompt, or what the user says last in it, {answer} "
+        "for the row's answer. What is trained on follows the prompt without it.",
+    )
+    column: str = Field(default="answer", description="The row's column with the answer; of a list, the first one.")
+    n: int | None = Field(default=None, ge=1, description="Samples of each such prompt; null: sample.n.")
+
+    @model_validator(mode="after")
+    def _check_hint(self) -> Self:
+        for name in ("{prompt}", "{answer}"):
+            if name not in self.hint:
+                raise ValueError(f"rounds.rationalise.hint has no {name}; write where it stands")
+        if self.hint.count("{prompt}") > 1:
+            raise ValueError("rounds.rationalise.hint has {prompt} more than once; write it once")
+        return self
+
+
 class RoundsConfig(Section):
     """How often it goes round, and what goes over from one round to the next."""
 
@@ -72,6 +93,11 @@ class RoundsConfig(Section):
         default=32, ge=1, description="Prompts that are sampled and scored as one unit: what a kill costs at most."
     )
     seed: int = Field(default=0, ge=0, description="Of sampling, selection, replay and the split of the prompts.")
+    rationalise: RationaliseSection | None = Field(
+        default=None,
+        description="Ask prompts that were never answered right again with the answer, and learn from what is right "
+        "then as if it had not been given; null doesn't.",
+    )
     stop: StopSection = Field(default=StopSection(), description="When it ends early.")
 
 

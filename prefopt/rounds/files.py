@@ -1,40 +1,17 @@
-"""Files that are whole or absent, and what they hold as a hash."""
+"""What files hold, as a hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from prefopt.errors import RunError
+from prefopt.data.files import written
 from prefopt.models.references.identity import digest
-from prefopt.train.checkpoint import sync
-
-
-@contextmanager
-def written(final: Path) -> Iterator[Path]:
-    """Yield the place to write a file to; on success it is flushed to the disk and renamed to `final`.
-
-    On an exception, or a kill at any instant, `final` is what it was before. Raises `RunError` when the disk refuses.
-    """
-    aside = final.with_name(f".writing-{final.name}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        sync(aside)
-        aside.replace(final)
-        sync(final.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(
-            f"{final} could not be written: {error.strerror or error}. What was finished before it is intact; free the "
-            "disk or mend its permissions, then start the same command again."
-        ) from error
 
 
 def write_text(final: Path, text: str) -> None:

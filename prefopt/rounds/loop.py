@@ -16,6 +16,7 @@ from prefopt.recipe import dump_recipe
 from prefopt.rounds.evaluating import metrics_of, plan_evaluation, why_stop
 from prefopt.rounds.events import FILE, OF_A_START, Events, locked
 from prefopt.rounds.files import write_text
+from prefopt.rounds.hinting import check_hints, plan_hint_sampling, plan_hint_scoring
 from prefopt.rounds.recipe import RoundsRecipe
 from prefopt.rounds.run import START, Plan, Run
 from prefopt.rounds.sampling import plan_eval_sampling, plan_sampling
@@ -26,12 +27,13 @@ from prefopt.rounds.training import plan_training
 from prefopt.train.ranks import ranks_of_this_run
 from prefopt.workflow.directory import RECIPE
 
-Planner = Callable[[Run, int], Plan]
+Planner = Callable[[Run, int], Plan | None]
+"""Gives a stage of a round; None where the recipe doesn't ask for it."""
 StageName = Literal["sample", "score", "select", "train", "evaluate"]
 
 STAGES: dict[str, tuple[Planner, ...]] = {
     "sample": (plan_sampling,),
-    "score": (plan_scoring,),
+    "score": (plan_scoring, plan_hint_sampling, plan_hint_scoring),
     "select": (plan_selection,),
     "train": (plan_training,),
     "evaluate": (plan_eval_sampling, plan_eval_scoring, plan_evaluation),
@@ -107,6 +109,8 @@ def _do(run: Run, number: int, name: str) -> bool:
     did = False
     for planner in STAGES[name]:
         plan = planner(run, number)
+        if plan is None:
+            continue
         stage = plan.stage
         if (number, stage.name) in run.made:
             continue
@@ -139,7 +143,10 @@ def _rest_is_done(run: Run, number: int, name: str) -> bool:
 def _is_done(run: Run, number: int, planners: Sequence[Planner]) -> bool:
     """Whether stages are done, one after the other; those that are known as such then."""
     for planner in planners:
-        stage = planner(run, number).stage
+        plan = planner(run, number)
+        if plan is None:
+            continue
+        stage = plan.stage
         found = run.ranks.of_main(stage.done)
         if found is None:
             return False
@@ -152,14 +159,18 @@ def _stop(run: Run, number: int) -> str | None:
     if number + 1 == run.recipe.rounds.count:
         return None
     measured = [metrics_of(run, one) for one in range(START, number + 1)]
-    tokens = sum(run.made[one, "sample"].counts["tokens"] for one in range(number + 1))
+    sampled = [name for name in ("sample", "hint-sample") if (number, name) in run.made]
+    tokens = sum(run.made[one, name].counts["tokens"] for one in range(number + 1) for name in sampled)
     return why_stop(run.recipe.rounds.stop, measured, tokens)
 
 
 def _check(run: Run) -> None:
     """Refuse what can be known to be wrong before a model loads."""
     build_selector(run.recipe.select, n=run.recipe.sample.n, high=bound_of(run))
-    run.round_prompts(0)
+    for number in range(run.recipe.rounds.count):
+        prompts = run.round_prompts(number)
+        if run.recipe.rounds.rationalise is not None:
+            check_hints(prompts, run.recipe.rounds.rationalise)
     _ = run.scoring
 
 

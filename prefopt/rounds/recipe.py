@@ -57,8 +57,8 @@ class RoundsRecipe(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> RoundsRecipe:
-        for sentence in _contradictions(self):
-            raise RecipeError(sentence)
+        if sentences := list(_contradictions(self)):
+            raise RecipeError("\n".join(sentences))
         return self
 
     @property
@@ -98,6 +98,7 @@ def _contradictions(recipe: RoundsRecipe) -> Iterator[str]:
             "samples of the policy itself; write eval.temperature: 1, or leave rounds.stop.kl out."
         )
     yield from _about_groups(recipe, loss)
+    yield from _about_hints(recipe)
     yield from _about_references(recipe, loss)
     if recipe.train.shard_weights:
         yield (
@@ -130,15 +131,43 @@ def _about_groups(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:
             f"{_NEEDED[loss.form]}; write select.form={_NEEDED[loss.form]}, choose another selector, or a loss that "
             f"takes {made} (`prefopt losses` lists them)."
         )
-    verified = recipe.eval.correct is not None or any(part.kind in VERIFIERS for part in recipe.score.scorers.values())
-    if config.selector in ("threshold", "correct_vs_incorrect") and config.threshold is None and not verified:
+    known_right = _verified(recipe)
+    if config.selector in ("threshold", "correct_vs_incorrect") and config.threshold is None and not known_right:
         yield (
             f"select.selector {config.selector} needs to know which answers are right, and no scorer is a verifier "
             f"({', '.join(sorted(VERIFIERS))}); write select.threshold, the lowest score of a right answer."
         )
     # What the selector itself refuses. The scorer is not built yet: a bound that it may know is not missed here.
     known = config.model_copy(update={"bound": config.bound or 0.0}) if config.selector == "rejection" else config
-    build_selector(known, n=recipe.sample.n)
+    try:
+        build_selector(known, n=recipe.sample.n)
+    except RecipeError as error:
+        yield str(error)
+
+
+def _verified(recipe: RoundsRecipe) -> bool:
+    """Whether something says which answers are right."""
+    return recipe.eval.correct is not None or any(part.kind in VERIFIERS for part in recipe.score.scorers.values())
+
+
+def _about_hints(recipe: RoundsRecipe) -> Iterator[str]:
+    """Yield what is wrong with asking again with the answer given."""
+    if recipe.rounds.rationalise is None:
+        return
+    if not _verified(recipe):
+        yield (
+            "rounds.rationalise is for prompts that were answered wrong, and no scorer is a verifier "
+            f"({', '.join(sorted(VERIFIERS))}); write eval.correct, the lowest score of a right answer."
+        )
+    if recipe.select.selector in ("rejection", "rso"):
+        yield (
+            f"rounds.rationalise is set, but select.selector {recipe.select.selector} takes candidates as drawn from "
+            "the policy, and those with a hint are not; choose another selector, or leave rounds.rationalise out."
+        )
+    if recipe.sample.temperature == 0 and (recipe.rounds.rationalise.n or 1) > 1:
+        yield "rounds.rationalise.n is above 1, but sample.temperature is 0, and such samples are equal; write n: 1."
+    if recipe.sample.engine == "file":
+        yield "rounds.rationalise is set, but sample.engine is file, which answers no other prompts; leave it out."
 
 
 def _about_references(recipe: RoundsRecipe, loss: Loss) -> Iterator[str]:

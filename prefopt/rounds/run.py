@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import constants
 from rich.console import Console
 
@@ -18,7 +18,7 @@ from prefopt.errors import DataError
 from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.source import find_adapter, find_model
 from prefopt.models.tokenizer import load_tokenizer
-from prefopt.rewards import reward_identity
+from prefopt.rewards import reward_identity, score_settings
 from prefopt.rounds.events import Events
 from prefopt.rounds.files import bytes_hash, content_hash
 from prefopt.rounds.recipe import RoundsRecipe
@@ -28,7 +28,7 @@ from prefopt.train.ranks import Ranks
 
 START = -1
 """The round before the first: nothing but the model as it begins, measured."""
-_SPLIT = 0x5B117  # tells the order of prompts from all other random numbers of the run
+_SPLIT = 0x5B117  # tells the shares of prompts from all other random numbers of the run
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Run:
             RecipeError: a file or a package that a scorer needs is not there.
         """
         return {
-            "score": self.recipe.score.model_dump(mode="json"),
+            "score": score_settings(self.recipe.score),
             "scorers": reward_identity(self.recipe.score),
             "correct": self.recipe.eval.correct,
         }
@@ -152,22 +152,24 @@ class Run:
         return sides[0], sides[1]
 
     def round_prompts(self, number: int) -> list[Prompt]:
-        """Return the prompts of a round: all of them, or its share of them in an order that the seed decides.
+        """Return the prompts of a round: all of them, or its share.
+
+        Whose share a prompt is in follows from its content, the seed and the number of rounds, so that prompts that are
+        added, left out or moved change no other's. Shares are therefore about equal, and not exactly.
 
         Raises:
-            DataError: there are fewer prompts than rounds to split them over.
+            DataError: a round has no prompt.
         """
         prompts, rounds = self.prompts[0], self.recipe.rounds
         if rounds.prompts == "reused":
             return prompts
-        if len(prompts) < rounds.count:
+        mine = [one for one in prompts if _share(one, rounds.seed, rounds.count) == number]
+        if not mine:
             raise DataError(
-                f"rounds.prompts is split, but there are {len(prompts)} prompts for {rounds.count} rounds; give more "
-                "prompts, or write rounds.prompts: reused."
+                f"rounds.prompts is split, but of {len(prompts)} prompts for {rounds.count} rounds round {number} has "
+                "none; give more prompts, or write rounds.prompts: reused."
             )
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_SPLIT, rounds.seed])))
-        order = np.argsort(generator.random(len(prompts)), kind="stable")
-        return [prompts[at] for at in sorted(order[number :: rounds.count].tolist())]
+        return mine
 
     def _check_columns(self, prompts: Prompts, source: Any) -> None:
         for prompt in prompts:
@@ -177,6 +179,12 @@ class Run:
                     f"{', '.join(map(str, prompt.row)) or 'no other column than the prompt'}; name the right column "
                     "in score, or add it."
                 )
+
+
+def _share(prompt: Prompt, seed: int, rounds: int) -> int:
+    """Return the round whose prompt it is, where they are split."""
+    digest = hashlib.sha256(f"{_SPLIT} {seed} {prompt.prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % rounds
 
 
 def prompts_hash(prompts: list[Prompt]) -> str:

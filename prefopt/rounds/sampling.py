@@ -7,7 +7,7 @@ to clear away after a kill, and what a process did is known without asking it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from prefopt.rounds.stage import Manifest, Stage
 from prefopt.rounds.tables import finite_mean, rollouts_hash
 from prefopt.sampling import Prompt, Rollout, SampleConfig, read_rollouts, write_rollouts
 
-ROLLOUTS, EVAL_ROLLOUTS = "rollouts.parquet", "eval-rollouts.parquet"
+ROLLOUTS, EVAL_ROLLOUTS, HINT_ROLLOUTS = "rollouts.parquet", "eval-rollouts.parquet", "hint-rollouts.parquet"
+
+Asked = Callable[[], Mapping[str, tuple[int, ...]]]
+"""Gives by prompt id the token ids that completions are to follow, where that is not what was asked."""
 
 
 def plan_sampling(run: Run, number: int) -> Plan:
     """Sample what a round learns from, from what the round before trained."""
-    return _plan(run, number, "sample", run.round_prompts(number), run.recipe.sample, number - 1)
+    prompts, sample = run.round_prompts(number), run.recipe.sample
+    return plan_shards(run, number, "sample", prompts, sample, policy=number - 1, output=ROLLOUTS)
 
 
 def plan_eval_sampling(run: Run, number: int) -> Plan:
@@ -34,10 +38,34 @@ def plan_eval_sampling(run: Run, number: int) -> Plan:
     if sample.engine == "file":  # which holds other prompts
         changes |= {"engine": "hf", "path": None}
     sample = sample.model_copy(update=changes)
-    return _plan(run, number, "eval-sample", run.prompts[1], sample, number)
+    return plan_shards(run, number, "eval-sample", run.prompts[1], sample, policy=number, output=EVAL_ROLLOUTS)
 
 
-def _plan(run: Run, number: int, name: str, prompts: list[Prompt], sample: SampleConfig, policy: int) -> Plan:
+def plan_shards(
+    run: Run,
+    number: int,
+    name: str,
+    prompts: list[Prompt],
+    sample: SampleConfig,
+    *,
+    policy: int,
+    output: str,
+    hint: Mapping[str, Any] | None = None,
+    asked: Asked | None = None,
+) -> Plan:
+    """Return the stage that samples some prompts.
+
+    Args:
+        run: the run.
+        number: of the round whose stage it is.
+        name: of the stage.
+        prompts: what is answered.
+        sample: how.
+        policy: the round whose policy answers.
+        output: the file that it writes.
+        hint: what makes these prompts others than those that their ids name.
+        asked: the prompts that the completions are kept behind in that case.
+    """
     stage = Stage(
         name,
         run.round_folder(number),
@@ -52,13 +80,13 @@ def _plan(run: Run, number: int, name: str, prompts: list[Prompt], sample: Sampl
             "reference": run.recipe.reference.model_dump(mode="json", exclude={"cache", "cache_dir", "device"}),
             "round": number,
             "shard": run.recipe.rounds.shard,  # which prompts are computed together decides the last bits
+            **({"hint": dict(hint), "samples before": run.recipe.sample.n} if hint else {}),
         },
         seed=run.recipe.rounds.seed,
     )
-    output = ROLLOUTS if name == "sample" else EVAL_ROLLOUTS
     return Plan(
         stage,
-        lambda: _sample(run, stage, prompts, sample, run.weights(policy), output),
+        lambda: _sample(run, stage, prompts, sample, run.weights(policy), output, asked),
         lambda: [shards_of(stage)],
     )
 
@@ -69,7 +97,13 @@ def shards_of(stage: Stage) -> Path:
 
 
 def _sample(
-    run: Run, stage: Stage, prompts: Sequence[Prompt], sample: SampleConfig, policy: Path | None, output: str
+    run: Run,
+    stage: Stage,
+    prompts: Sequence[Prompt],
+    sample: SampleConfig,
+    policy: Path | None,
+    output: str,
+    asked: Asked | None,
 ) -> Manifest | None:
     size = run.recipe.rounds.shard
     shards = [prompts[at : at + size] for at in range(0, len(prompts), size)]
@@ -82,9 +116,12 @@ def _sample(
     missing = [number for number in mine if parts[number].done() is None]
     if missing:
         engine = open_engine(run.recipe, sample, policy)
+        behind = None if asked is None else asked()
         for done, number in enumerate(missing, start=1):
             path = folder / f"{number:05d}.parquet"
             rollouts = engine.sample(shards[number], n=sample.n, seed=parts[number].seed)
+            if behind is not None:
+                rollouts = engine.judge.moved(rollouts, behind, run.recipe.sample.n)
             write_rollouts(path, rollouts)
             parts[number].commit({path.name: rollouts_hash(rollouts)}, {"rollouts": len(rollouts)})
             run.say(f"  {stage.name}: {done} of {len(missing)} shards")

@@ -22,16 +22,19 @@ _RIGHT = 1.0
 
 def plan_scoring(run: Run, number: int) -> Plan:
     """Score what a round sampled to learn from."""
-    return _plan(run, number, "score", ROLLOUTS, SCORES, run.round_prompts(number))
+    return plan_scores(run, number, "score", run.made[number, "sample"], ROLLOUTS, SCORES, run.round_prompts(number))
 
 
 def plan_eval_scoring(run: Run, number: int) -> Plan:
     """Score what a round sampled of held-out prompts."""
-    return _plan(run, number, "eval-score", EVAL_ROLLOUTS, EVAL_SCORES, run.prompts[1])
+    sampled = run.made[number, "eval-sample"]
+    return plan_scores(run, number, "eval-score", sampled, EVAL_ROLLOUTS, EVAL_SCORES, run.prompts[1])
 
 
-def _plan(run: Run, number: int, name: str, rollouts: str, output: str, prompts: Sequence[Prompt]) -> Plan:
-    sampled = run.made[number, "sample" if name == "score" else "eval-sample"]
+def plan_scores(
+    run: Run, number: int, name: str, sampled: Manifest, rollouts: str, output: str, prompts: Sequence[Prompt]
+) -> Plan:
+    """Return the stage that scores one file of rollouts, of these prompts."""
     # Prompts are no input of their own: what was sampled names them by content.
     stage = Stage(name, run.round_folder(number), {"rollouts": sampled.content(rollouts)}, run.scoring)
 
@@ -55,13 +58,15 @@ def _score(run: Run, stage: Stage, prompts: Sequence[Prompt], rollouts: str, out
         part = Stage(f"{shard:05d}", folder, {"of": stage.key}, {"size": size})
         path = folder / f"{shard:05d}.parquet"
         if part.done() is None:
-            reward = reward or build_scorer(run.recipe.score)
+            # What a judge spent lies beside the shards: of this very scoring, and gone once that is done.
+            reward = reward or build_scorer(run.recipe.score, folder / stage.key)
             scored = _scored(run, reward, by_id, list(group))
             write_scores(path, scored)
             part.commit({path.name: rows_hash(scored)}, {})
         rows += read_scores(path)
     write_scores(stage.folder / output, rows)
-    return stage.commit({output: rows_hash(rows)}, counts_of(rows))
+    spent = {} if reward is None else reward.spent
+    return stage.commit({output: rows_hash(rows)}, counts_of(rows) | ({"spent": spent} if spent else {}))
 
 
 def _scored(run: Run, reward: Reward, prompts: dict[str, Prompt], rollouts: Sequence[Rollout]) -> list[ScoreRow]:

@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from prefopt.errors import RunError
+from prefopt.rounds.hinting import HINT_SCORES
 from prefopt.rounds.run import Plan, Run
-from prefopt.rounds.sampling import ROLLOUTS
+from prefopt.rounds.sampling import HINT_ROLLOUTS, ROLLOUTS
 from prefopt.rounds.scoring import SCORES, pairs_of
 from prefopt.rounds.select import build_selector, target_warning
 from prefopt.rounds.select_records import Candidate, Selection
@@ -25,13 +26,17 @@ Scored = tuple[Rollout, ScoreRow]
 
 def plan_selection(run: Run, number: int) -> Plan:
     """Select of what a round sampled and scored."""
+    inputs = {
+        "rollouts": run.made[number, "sample"].content(ROLLOUTS),
+        "scores": run.made[number, "score"].content(SCORES),
+    }
+    if run.recipe.rounds.rationalise is not None:
+        inputs["hinted rollouts"] = run.made[number, "hint-sample"].content(HINT_ROLLOUTS)
+        inputs["hinted scores"] = run.made[number, "hint-score"].content(HINT_SCORES)
     stage = Stage(
         "select",
         run.round_folder(number),
-        inputs={
-            "rollouts": run.made[number, "sample"].content(ROLLOUTS),
-            "scores": run.made[number, "score"].content(SCORES),
-        },
+        inputs=inputs,
         parameters={"select": run.recipe.select.model_dump(mode="json"), "round": number, "bound": bound_of(run)},
         seed=run.recipe.rounds.seed,
     )
@@ -56,7 +61,7 @@ def _select(run: Run, stage: Stage, number: int) -> Manifest:
         q |= {"temperature": sample.temperature, "top_p": sample.top_p, "top_k": sample.top_k}
     if warning := target_warning(config, q):
         warnings.warn(warning, stacklevel=2)
-    scored = pairs_of(read_rollouts(stage.folder / ROLLOUTS), read_scores(stage.folder / SCORES))
+    scored = _scored(run, stage)
     rows: list[GroupRow] = []
     selections: list[Selection] = []
     for prompt_id, group in groupby(scored, key=lambda pair: pair[0].prompt_id):
@@ -77,6 +82,16 @@ def _select(run: Run, stage: Stage, number: int) -> Manifest:
         )
     write_groups(stage.folder / GROUPS, rows)
     return stage.commit({GROUPS: rows_hash(rows)}, counts)
+
+
+def _scored(run: Run, stage: Stage) -> list[Scored]:
+    """Return what may be selected, a prompt's candidates together; what was sampled with a hint is among them."""
+    scored = pairs_of(read_rollouts(stage.folder / ROLLOUTS), read_scores(stage.folder / SCORES))
+    if run.recipe.rounds.rationalise is None:
+        return scored
+    place = {prompt_id: at for at, prompt_id in enumerate(dict.fromkeys(one.prompt_id for one, _ in scored))}
+    scored += pairs_of(read_rollouts(stage.folder / HINT_ROLLOUTS), read_scores(stage.folder / HINT_SCORES))
+    return sorted(scored, key=lambda pair: place[pair[0].prompt_id])
 
 
 def _rows(selection: Selection, by_sample: Mapping[int, Scored], *, as_list: bool) -> list[GroupRow]:

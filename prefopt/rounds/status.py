@@ -17,15 +17,22 @@ from prefopt.rounds.stage import Manifest, read_manifest
 
 _STAGES = ("sample", "score", "select", "train", "evaluate")
 _EVALUATE = ("eval-sample", "eval-score", "evaluate")
+_HINTS = ("hint-sample", "hint-score")
 _MADE_OF = {
     "score": {"rollouts": "sample"},
-    "select": {"rollouts": "sample", "scores": "score"},
+    "hint-score": {"rollouts": "hint-sample"},
+    "select": {
+        "rollouts": "sample",
+        "scores": "score",
+        "hinted rollouts": "hint-sample",
+        "hinted scores": "hint-score",
+    },
     "train": {"groups": "select"},
     "eval-sample": {"policy": "train"},
     "eval-score": {"rollouts": "eval-sample"},
     "evaluate": {"rollouts": "eval-sample", "scores": "eval-score"},
 }
-"""Stage -> its inputs that other stages of the round made."""
+"""Stage -> its inputs that other stages of the round made; those of hints it has with `rounds.rationalise` alone."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,20 @@ class RoundStatus:
     tokens: int | None
     reward: float | None
     """Mean of what was sampled to learn from."""
+    hinted: int | None
+    """Rollouts of prompts that were asked again with the answer."""
+    hinted_right: float | None
+    """Share of them that is right."""
     acceptance: float | None
     """Share of candidates that the selector took."""
     selected: int | None
     """Examples that were made of them."""
     examples: int | None
     """That were trained on, replayed ones included."""
+    replayed: int | None
+    """Of them, those of earlier rounds."""
+    replay_wanted: int | None
+    """How many the recipe's share asks for; more than there were to replay, where it can't be met."""
     accuracy: float | None
     """Of implicit rewards, over the last steps of training."""
     held_out: Mapping[str, Any] | None
@@ -121,7 +136,7 @@ def _current(folder: Path, policy: str | None) -> dict[str, Manifest | None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged manifest is one that is not there
-        found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_EVALUATE)}
+        found = {name: read_manifest(folder / f"{name}.json") for name in (*_STAGES[:-1], *_HINTS, *_EVALUATE)}
     sampled = found["sample"]
     if sampled is not None and sampled.inputs.get("policy") != policy:
         found["sample"] = None
@@ -129,8 +144,12 @@ def _current(folder: Path, policy: str | None) -> dict[str, Manifest | None]:
         manifest = found[name]
         if manifest is None or (folder.name == "start" and name == "eval-sample"):
             continue
-        if any(manifest.inputs.get(key) != (_content(found[source]) or "") for key, source in sources.items()):
+        asked = {key: source for key, source in sources.items() if key in manifest.inputs or source not in _HINTS}
+        if any(manifest.inputs.get(key) != (_content(found[source]) or "") for key, source in asked.items()):
             found[name] = None
+    selected = found["select"]
+    if selected is not None and "hinted scores" not in selected.inputs:  # of a recipe that asked for hints once
+        found |= dict.fromkeys(_HINTS)
     return found
 
 
@@ -155,9 +174,13 @@ def _round(folder: Path, found: Mapping[str, Manifest | None], seconds: float) -
         rollouts=counts["sample"].get("rollouts"),
         tokens=counts["sample"].get("tokens"),
         reward=counts["score"].get("reward"),
+        hinted=counts["hint-sample"].get("rollouts"),
+        hinted_right=counts["hint-score"].get("correct"),
         acceptance=counts["select"].get("acceptance"),
         selected=counts["select"].get("examples"),
         examples=train["examples"] + train["replayed"] if train else None,
+        replayed=train.get("replayed"),
+        replay_wanted=train.get("replay_wanted"),
         accuracy=train.get("accuracy"),
         held_out=measured.get("reward"),
         right=measured.get("pass@1"),
@@ -177,11 +200,14 @@ def _lines(one: RoundStatus) -> list[str]:
         lines.append(f"  sampled   {one.rollouts:,} rollouts of {one.prompts:,} prompts, {one.tokens:,} tokens")
     if one.reward is not None:
         lines.append(f"  scored    mean reward {one.reward:.4g}")
+    if one.hinted:
+        right = "" if one.hinted_right is None else f", {one.hinted_right:.1%} of them right"
+        lines.append(f"  hinted    {one.hinted:,} rollouts{right}")
     if one.acceptance is not None:
         lines.append(f"  selected  {one.acceptance:.1%} of the candidates, {one.selected:,} examples")
     if one.examples is not None:
         accuracy = "" if one.accuracy is None else f", accuracy {one.accuracy:.2f}"
-        lines.append(f"  trained   on {one.examples:,} examples{accuracy}")
+        lines.append(f"  trained   on {one.examples:,} examples{_of_before(one)}{accuracy}")
     measured = (("reward", one.held_out, ".4g"), ("pass@1", one.right, ".1%"), ("KL", one.kl, ".3g"))
     parts = [
         f"{name} {_interval(value, form)}" for name, value, form in measured if value and value["value"] is not None
@@ -191,6 +217,14 @@ def _lines(one: RoundStatus) -> list[str]:
     if parts:
         lines.append(f"  held out  {', '.join(parts)}")
     return lines
+
+
+def _of_before(one: RoundStatus) -> str:
+    if not one.replayed and not one.replay_wanted:
+        return ""
+    short = (one.replayed or 0) < (one.replay_wanted or 0)
+    asked = f" where rounds.replay asks for {one.replay_wanted:,}" if short else ""
+    return f", {one.replayed or 0:,} of them of rounds before{asked}"
 
 
 def _interval(value: Mapping[str, Any], form: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.data import DataSummary, Example, PreferenceData
+from prefopt.data.files import written
 from prefopt.errors import RunError
-from prefopt.rounds.files import content_hash, written
+from prefopt.rounds.files import content_hash
 from prefopt.rounds.select_config import Form
 from prefopt.sampling import Rollout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class Engine(Protocol):
     @property
     def q(self) -> dict[str, Any]:
         """What samples are drawn from besides the policy: temperature, top_p, top_k, and what else the engine knows."""
+
+    @property
+    def judge(self) -> Judge:
+        """What gives completions their log-probs."""
 
     def sample(self, shard: Sequence[Prompt], *, n: int, seed: int) -> list[Rollout]:
         """Return n rollouts of each prompt, in the order of the prompts and then of the samples.
@@ -88,3 +92,21 @@ class Judge:
             )
             for at, one in enumerate(drawn)
         ]
+
+    def moved(self, rollouts: Sequence[Rollout], behind: Mapping[str, tuple[int, ...]], samples: int) -> list[Rollout]:
+        """Return the same completions behind other prompts, with the log-probs that they have there.
+
+        Args:
+            rollouts: completions of one prompt stand together.
+            behind: prompt id -> the token ids that they follow now.
+            samples: that each prompt has already: theirs are counted from it.
+
+        Raises:
+            ModelError: a log-prob is not finite.
+        """
+        return self.rollouts(
+            [
+                Drawn(one.prompt_id, samples + one.sample, one.seed, behind[one.prompt_id], one.token_ids)
+                for one in rollouts
+            ]
+        )

@@ -50,7 +50,7 @@ class FileEngine:
     ) -> None:
         self._policy, self._tokenizer, self._q = policy, tokenizer, dict(q or {})
         self._ends = tuple(end_of_turn_ids(policy.model, tokenizer))
-        self._judge = Judge(policy, tokenizer, self._ends, reference, token_budget)
+        self.judge = Judge(policy, tokenizer, self._ends, reference, token_budget)
         self._made: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         for named in open_sources(source, DataOptions()):
             for raw in named.read(None):
@@ -81,7 +81,7 @@ class FileEngine:
             name, longest = f"prompt {prompt.prompt_id}", max(len(ids) for _, ids in made[:n])
             ids = tuple(encode(self._policy.model, self._tokenizer, prompt.prompt, longest, name))
             drawn += [Drawn(prompt.prompt_id, at, own, ids, row) for at, (own, row) in enumerate(made[:n])]
-        return self._judge.rollouts(drawn)
+        return self.judge.rollouts(drawn)
 
     def _read(self, row: Mapping[str, Any], where: str) -> tuple[str, int, tuple[int, ...]]:
         """Return what a row's prompt is known by, its seed and its completion."""

@@ -44,7 +44,7 @@ class HfEngine:
         self.batch_size = batch_size
         self._tokenizer = tokenizer
         ends = tuple(end_of_turn_ids(policy.model, tokenizer))
-        self._judge = Judge(policy, tokenizer, ends, reference, token_budget)
+        self.judge = Judge(policy, tokenizer, ends, reference, token_budget)
 
     @property
     def q(self) -> dict[str, Any]:
@@ -69,8 +69,8 @@ class HfEngine:
         prompts = [encode(model, self._tokenizer, one.prompt, limit, f"prompt {one.prompt_id}") for one in shard]
         seeds = [[sample_seed(seed, one.prompt_id, sample) for sample in range(n)] for one in shard]
         with self.policy.detached():
-            rows = sample_ids(model, prompts, seeds, self.sampler, ends=self._judge.ends, batch_size=self.batch_size)
-        return self._judge.rollouts(
+            rows = sample_ids(model, prompts, seeds, self.sampler, ends=self.judge.ends, batch_size=self.batch_size)
+        return self.judge.rollouts(
             [
                 Drawn(one.prompt_id, sample, seeds[at][sample], tuple(prompts[at]), rows[at][sample])
                 for at, one in enumerate(shard)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefopt.data.config import DataOptions
+from prefopt.data.files import written
 from prefopt.data.formats.extras import without_nulls
 from prefopt.data.read import as_messages, plain
 from prefopt.data.sources import Source, open_sources
@@ -186,19 +186,8 @@ def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> None:
     kept = list(rollouts)
     names = [field.name for field in fields(Rollout)]
     table = pyarrow.table({name: [getattr(rollout, name) for rollout in kept] for name in names}, schema=_schema())
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("wb") as file:
-                pyarrow.parquet.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} can't be written: {error.strerror or error}. Free the disk and start again.") from error
+    with written(path) as aside, aside.open("wb") as file:
+        pyarrow.parquet.write_table(table, file, compression="zstd")
 
 
 def read_rollouts(path: Path) -> list[Rollout]:

@@ -61,7 +61,7 @@ class VllmEngine:
                 "use sample.engine=hf."
             ) from error
         self._policy, self._tokenizer, self._sampler = policy, tokenizer, sampler
-        self._judge = Judge(policy, tokenizer, tuple(end_of_turn_ids(policy.model, tokenizer)), reference, token_budget)
+        self.judge = Judge(policy, tokenizer, tuple(end_of_turn_ids(policy.model, tokenizer)), reference, token_budget)
         self._params = vllm.SamplingParams
         self._adapter = None if adapter is None else LoRARequest("policy", 1, str(adapter))
         self._quantization = quantization
@@ -96,7 +96,7 @@ class VllmEngine:
             lora_request=self._adapter,
         )
         drawn = [Drawn(*one, tuple(output.outputs[0].token_ids)) for one, output in zip(asked, outputs, strict=True)]
-        return self._judge.rollouts(drawn)
+        return self.judge.rollouts(drawn)
 
     def _settings(self, seed: int) -> Any:
         return self._params(
@@ -106,6 +106,6 @@ class VllmEngine:
             top_k=self._sampler.top_k,
             max_tokens=self._sampler.max_new_tokens,
             seed=seed,
-            stop_token_ids=list(self._judge.ends),
+            stop_token_ids=list(self.judge.ends),
             detokenize=False,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from prefopt.data.files import sync
 from prefopt.errors import RunError
 from prefopt.train.ranks import Ranks
 
@@ -91,15 +91,6 @@ def _seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1))
     for path in (*files, folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def missing_parts(checkpoint: Path) -> list[str]:

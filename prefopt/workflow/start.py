@@ -23,10 +23,12 @@ class Start:
     """What the policy begins with."""
     reference: Path | None = None
     """What it is compared with, where the recipe's reference is made of the policy as it begins."""
+    seed: int | None = None
+    """What a new adapter is drawn with; None is the seed that training has."""
 
     def build(self, model: Any, make: Callable[[], Built]) -> Built:
         """Return what `make` builds of the model while that is the reference; the model then begins as the policy."""
-        if self == Start():
+        if self.policy is None and self.reference is None:
             return make()
         own = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
         if self.reference is not None:

@@ -125,7 +125,7 @@ def _train(
     ranks.of_main(lambda: claim_directory(run, recipe, resume=resume))
     say = console.print if console else _silent
     write = write_json if ranks.main else _write_nothing
-    model, tokenizer = load_policy(recipe.model, seed=args.seed)
+    model, tokenizer = load_policy(recipe.model, seed=args.seed if given.start.seed is None else given.start.seed)
     write(run / ENVIRONMENT, environment.describe())
     with ranks.main_first():  # the others find what it tokenized
         data, held_out = given.inputs(recipe, tokenizer, run if ranks.main else None)

@@ -1,5 +1,6 @@
 """The identity of a reward changes when its scores could, and only then."""
 
+import importlib.metadata
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,37 @@ def test_the_files_of_a_reward_model_are_part_of_it_wherever_they_are_read(tiny_
     assert identity(section) != first
     with pytest.raises(ModelError, match="there is no directory"):
         identity({"kind": "model", "name": str(tmp_path / "nothing")})
+
+
+def test_how_a_judge_is_asked_is_part_of_it_and_what_it_may_cost_is_not() -> None:
+    judge = {"kind": "judge", "enabled": True, "endpoint": "http://localhost:1/v1", "model": "m"}
+    costs = {"retries": 1, "parallel": 9, "max_calls": 7, "max_total_tokens": 8, "timeout": 3, "key_variable": "KEY"}
+    assert identity(judge | costs) == identity(judge)
+    others = [{"model": "n"}, {"temperature": 1}, {"high": 5}, {"instruction": "{answer}?"}, {"max_tokens": 8}]
+    assert len({identity(judge | more) for more in [{}, *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "packages"),
+    [
+        ("math", ["math-verify", "latex2sympy2_extended", "sympy"]),
+        ("sentiment", ["vaderSentiment"]),
+        ("reasoning_gym", ["reasoning-gym", "sympy"]),
+    ],
+)
+def test_the_versions_of_the_packages_that_score_are_part_of_it(
+    kind: str, packages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity(kind)
+    real = importlib.metadata.version
+    for package in packages:
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, p=package: "0" if name == p else real(name))
+        assert identity(kind) != before, package
+    monkeypatch.undo()
+    assert identity(kind) == before
+
+
+def test_the_version_of_our_own_scorers_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity("exact")
+    monkeypatch.setattr("prefopt.rewards.identity.SCORES", 0)
+    assert identity("exact") != before

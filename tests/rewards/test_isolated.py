@@ -1,6 +1,10 @@
 """Work in another process: what goes wrong there costs one call."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +29,12 @@ def test_secrets_of_the_environment_are_not_there(monkeypatch: pytest.MonkeyPatc
     assert not {"JUDGE_KEY", "HF_TOKEN"} & set(seen)
 
 
-def test_work_is_done_in_one_other_process_whatever_it_prints() -> None:
+def test_work_is_done_in_one_other_process_whatever_it_prints_and_reads() -> None:
     isolated = Isolated(WORK, 60)
     first = isolated({"do": "nothing"})["process"]
-    assert isolated({"do": "print"})["process"] == first != os.getpid()
+    assert isolated({"do": "print"}) == {"process": first, "read": ""}
+    assert len(isolated({"do": "much"})["much"]) == 300_000
+    assert isolated({"do": "nothing"})["process"] == first != os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -54,11 +60,44 @@ def test_what_takes_too_long_is_ended_with_its_process(do: str) -> None:
 
 
 def alive(process: int) -> bool:
+    """Whether a process runs; one that ended and that nobody asked for since doesn't."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+
+
+PARENT = """
+from prefopt.rewards.isolated import Isolated
+
+isolated = Isolated("tests.rewards.work:act", 600)
+print(isolated({"do": "nothing"})["process"], flush=True)
+isolated({"do": "compute"})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+def test_a_process_that_is_busy_ends_with_a_parent_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        process = int(parent.stdout.readline())
+        time.sleep(0.2)  # it computes
+        assert alive(process)
+        parent.kill()
+        parent.wait()
+    until = time.monotonic() + 30
+    while alive(process) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive(process)
+
+
+def test_a_process_that_something_ended_is_started_again() -> None:
+    isolated = Isolated(WORK, 60)
+    first = isolated({"do": "nothing"})["process"]
+    os.kill(first, signal.SIGKILL)
+    while alive(first):
+        time.sleep(0.01)
+    assert isolated({"do": "nothing"})["process"] != first
 
 
 def test_the_process_ends_with_what_started_it() -> None:

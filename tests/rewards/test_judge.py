@@ -1,15 +1,19 @@
 """The judge, against a real HTTP server on this machine that answers, fails, limits and lies."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefopt.errors import RecipeError
-from prefopt.rewards import RewardConfig, ScoreFailure
+from prefopt.rewards import RewardConfig, ScoreFailure, build_scorer
+from prefopt.rewards.endpoint import is_local
 from prefopt.rewards.judge import Judge
 from prefopt.rewards.kinds import JudgeSection
 from tests.rewards.attempts import said
@@ -219,13 +223,80 @@ def test_a_server_that_is_silent_or_not_there_fails_at_the_time_limit(serve: Ser
 
     server = serve(silent)
     try:
-        assert "can't be reached (TimeoutError" in reason(judge(server, timeout=0.2, retries=0))
+        assert "TimeoutError" in reason(judge(server, timeout=0.2, retries=0))
     finally:
         ended.set()
     gone = serve(lambda *_: grade("5"))
     gone_judge = judge(gone, retries=0)
     gone.close()
     assert "can't be reached (ConnectionRefusedError" in reason(gone_judge)
+
+
+def test_a_call_ends_at_its_time_limit_though_its_headers_come_in_drops() -> None:
+    ended = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(200):  # every drop begins the time limit of a socket anew
+                if ended.wait(0.05):
+                    return
+                connection.sendall(b"x")
+            content = grade("5")[2]
+            connection.sendall(b"\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    section = {"kind": "judge", "enabled": True, "model": "m", "timeout": 0.3, "retries": 0}
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    try:
+        assert "took longer than 0.3 seconds" in reason(Judge(JudgeSection(**section, endpoint=address)))
+    finally:
+        ended.set()
+        thread.join()
+        listening.close()
+
+
+def test_an_endpoint_on_this_machine_is_not_called_through_a_proxy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, server = serve(lambda *_: grade("1")), serve(lambda *_: grade("5"))
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy.address.removesuffix("/v1"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert judge(server).score([said("a")]) == [5.0]
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [("http://localhost:8/v1", True), ("http://127.3.2.1/v1", True), ("http://[::1]:8/v1", True),
+     ("http://api.localhost/v1", True), ("http://10.0.0.1/v1", False), ("http://localhost.example.com/v1", False)],
+)  # fmt: skip
+def test_what_is_an_address_of_this_machine(address: str, local: bool) -> None:
+    assert is_local(address) == local
+
+
+def test_the_budget_goes_on_where_a_process_before_left_it(serve: Serve, tmp_path: Path) -> None:
+    server = serve(lambda *_: grade("5", tokens=40))
+    section = {"kind": "judge", "enabled": True, "endpoint": server.address, "model": "m", "parallel": 1}
+
+    def spend(count: int, **budget: int) -> tuple[list[Any], dict[str, dict[str, int]]]:
+        scorer = build_scorer(RewardConfig.model_validate(section | budget), tmp_path / "ledgers")
+        return scorer.score([said(str(number)) for number in range(count)]), scorer.spent
+
+    assert spend(2, max_calls=3) == ([5.0, 5.0], {"judge": {"calls": 2, "tokens": 80}})
+    [ledger] = (tmp_path / "ledgers").iterdir()
+    ledger.write_bytes(ledger.read_bytes() + b'\n{"tok')  # torn by a kill
+    scores, spent = spend(2, max_calls=3)
+    assert scores[0] == 5.0
+    assert "budget of 3 calls (max_calls) is spent" in str(scores[1])
+    assert spent == {"judge": {"calls": 3, "tokens": 120}}
+    assert "budget of 110 tokens" in str(spend(1, max_calls=9, max_total_tokens=110)[0][0])
+    assert len(server.asked) == 3
 
 
 def test_a_redirect_is_not_followed(serve: Serve) -> None:

@@ -1,6 +1,8 @@
 """Work for another process that can go wrong in every way."""
 
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -21,5 +23,10 @@ def act(request: dict[str, Any]) -> dict[str, Any]:
         case "environment":
             return {"names": list(os.environ)}
         case "print":
-            print("not a reply")
+            print('{"process": 1}', flush=True)
+            os.write(1, b'{"process": 2}\n')
+            subprocess.run(["echo", '{"process": 3}'], check=True)
+            return {"process": os.getpid(), "read": sys.stdin.read() + os.read(0, 100).decode()}
+        case "much":
+            return {"much": "x" * 300_000}
     return {"process": os.getpid()}

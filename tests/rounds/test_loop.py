@@ -8,15 +8,17 @@ import pytest
 
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.rounds.engines import _for_vllm
-from prefopt.rounds.events import read_events
+from prefopt.rounds.events import Events, read_events
 from prefopt.rounds.figure import _points, draw_rounds
 from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.recipe import load_rounds
+from prefopt.rounds.run import Run
 from prefopt.rounds.selecting import GROUPS
 from prefopt.rounds.stage import read_manifest
 from prefopt.rounds.status import rounds_status
 from prefopt.rounds.tables import preferences, read_groups, read_scores
 from prefopt.sampling import read_rollouts
+from prefopt.train.ranks import ALONE
 from tests.rounds.toy import contents, write_task
 
 
@@ -163,23 +165,33 @@ def test_a_run_ends_early_by_its_rule_and_says_so(task: Path, tmp_path: Path) ->
     assert any("tokens were sampled" in line for line in rounds_status(run).lines())
 
 
+def shares(task: Path, *overrides: str) -> list[set[str]]:
+    """Return the prompts of each round, by what they ask."""
+    run = Run(load_rounds(task, overrides), ALONE, Events(None), print)
+    return [{str(prompt.prompt) for prompt in run.round_prompts(number)} for number in range(run.recipe.rounds.count)]
+
+
 def test_prompts_that_are_split_go_to_one_round_each(task: Path, tmp_path: Path) -> None:
     overrides = [f"train.output_dir={tmp_path / 'run'}", "rounds.prompts=split", "rounds.count=2"]
-    run_rounds(load_rounds(task, overrides), until="select")
-    first = {one.prompt_id for one in read_rollouts(tmp_path / "run/round-000/rollouts.parquet")}
-    assert len(first) == 4
-    from prefopt.rounds.events import Events
-    from prefopt.rounds.run import Run
-    from prefopt.train.ranks import ALONE
+    run_rounds(load_rounds(task, overrides), until="sample")
+    first, second = shares(task, *overrides)
+    sampled = {one.prompt_id for one in read_rollouts(tmp_path / "run/round-000/rollouts.parquet")}
+    assert len(sampled) == len(first)
+    assert not first & second
+    assert len(first | second) == 8
+    assert shares(task, *overrides, "rounds.seed=1") != [first, second]
+    with pytest.raises(DataError, match=r"of 8 prompts for 99 rounds round \d+ has none"):
+        shares(task, *overrides, "rounds.count=99")
 
-    run = Run(load_rounds(task, overrides), ALONE, Events(None), print)
-    shares = [{prompt.prompt_id for prompt in run.round_prompts(number)} for number in (0, 1)]
-    assert shares[0] == first
-    assert not shares[0] & shares[1]
-    assert len(shares[0] | shares[1]) == 8
-    many = Run(load_rounds(task, [*overrides, "rounds.count=9"]), ALONE, Events(None), print)
-    with pytest.raises(DataError, match="8 prompts for 9 rounds"):
-        many.round_prompts(0)
+
+def test_more_prompts_change_no_other_prompts_share(task: Path, tmp_path: Path) -> None:
+    many = tmp_path / "many.jsonl"
+    rows = [json.dumps({"prompt": f"say {number}", "answer": str(number)}) for number in range(99, -1, -1)]
+    many.write_text("\n".join(rows))
+    overrides = ["rounds.prompts=split", "rounds.count=2", f"prompts.eval={task.parent / 'held_out.jsonl'}"]
+    few, more = shares(task, *overrides), shares(task, *overrides, f"prompts.train={many}")
+    assert all(one <= other for one, other in zip(few, more, strict=True))
+    assert min(map(len, more)) > 30, "about half of 100"
 
 
 def test_nothing_selected_is_a_sentence_and_what_was_sampled_stays(task: Path, tmp_path: Path) -> None:

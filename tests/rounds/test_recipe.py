@@ -63,6 +63,20 @@ def test_what_can_not_work_is_refused_before_a_model_loads(recipe: Path, overrid
     assert words in refusal(recipe, *overrides)
 
 
+def test_all_that_contradicts_itself_is_told_at_once_each_with_its_place(recipe: Path) -> None:
+    told = refusal(
+        recipe, "sample.n=1", "reference=none", "rounds.stop.kl=1", "eval.temperature=0.5", "train.shard_weights=true",
+        "rounds.reference=moving",
+    )  # fmt: skip
+    lines = told.splitlines()
+    wanted = ["loss dpo compares", "rounds.stop.kl is set", "which one sample", "rounds.reference is moving",
+              "sampling needs the weights whole"]  # fmt: skip
+    assert len(lines) == len(wanted)
+    for words in wanted:
+        [line] = [line for line in lines if words in line]
+        assert line.startswith(("override", str(recipe))), "each says where"
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

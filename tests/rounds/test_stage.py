@@ -5,13 +5,17 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
 
+from prefopt.data.files import written
 from prefopt.errors import RunError
 from prefopt.rounds.events import Events, locked, read_events
-from prefopt.rounds.files import bytes_hash, content_hash, write_text, written
+from prefopt.rounds.files import bytes_hash, content_hash, write_text
 from prefopt.rounds.stage import Stage
+from prefopt.sampling import Rollout, read_rollouts, write_rollouts
 
 
 def stage(folder: Path, **about: object) -> Stage:
@@ -113,8 +117,27 @@ def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path: Path) -> 
 
 def test_an_error_that_is_not_of_the_disk_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), written(tmp_path / "out.txt") as aside:
+        aside.write_text("half")
         aside.write_text(str(1 / 0))
-    assert not (tmp_path / "out.txt").exists()
+    assert not list(tmp_path.iterdir()), "neither the file nor what was written aside"
+
+
+def test_rollouts_that_a_kill_left_half_written_are_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.parquet"
+    one = Rollout("a" * 16, 0, 1, (1,), (2,), "x", "end", -1.0, None)
+    if not (child := os.fork()):
+
+        def torn(_: object, file: Any, **__: object) -> None:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        pyarrow.parquet.write_table = torn
+        write_rollouts(path, [one])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not path.exists()
+    write_rollouts(path, [one])
+    assert [left.name for left in tmp_path.iterdir()] == ["rollouts.parquet"]
+    assert read_rollouts(path) == [one]
 
 
 def test_the_hash_of_a_folder_tells_names_and_bytes(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_rollouts_stand_in_order_and_say_what_was_sampled(tiny_model: Path) -> N
     own = engine(tiny_model, Sampler(60))
     found = own.sample(SHARD, n=4, seed=3)
     assert [(one.prompt_id, one.sample) for one in found] == [(p.prompt_id, i) for p in SHARD for i in range(4)]
-    tokenizer, ends = own._tokenizer, own._judge.ends
+    tokenizer, ends = own._tokenizer, own.judge.ends
     for prompt, one in zip([p for p in SHARD for _ in range(4)], found, strict=True):
         assert list(one.prompt_ids) == encode_prompt(tokenizer, prompt.prompt)
         assert one.seed == sample_seed(3, one.prompt_id, one.sample)
