@@ -19,6 +19,7 @@ from prefopt.cli import (
     demo,
     doctor,
     evaluate,
+    evaluate_frontier,
     kernels,
     losses,
     merge,
@@ -62,6 +63,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
+evaluations.command("frontier")(evaluate_frontier.frontier)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)
