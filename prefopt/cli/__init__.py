@@ -20,6 +20,7 @@ from prefopt.cli import (
     doctor,
     evaluate,
     evaluate_frontier,
+    evaluate_winrate,
     kernels,
     losses,
     merge,
@@ -64,6 +65,7 @@ app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
 evaluations.command("frontier")(evaluate_frontier.frontier)
+evaluations.command("winrate")(evaluate_winrate.winrate)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -24,7 +24,9 @@ from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
 from prefopt.models.scoring import example_divergences
 from prefopt.models.source import find_adapter, find_model
-from prefopt.rewards import Reward, RewardConfig, ScoreFailure, absolute_files, make_attempt, opens_thinking
+from prefopt.recipe.paths import RECIPE_PATHS, resolved
+from prefopt.recipe.source import read
+from prefopt.rewards import Attempt, Reward, RewardConfig, ScoreFailure, absolute_files, make_attempt, opens_thinking
 from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler, prompt_key, read_prompts
 from prefopt.train.checkpoint import checkpoints, missing_parts
 from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
@@ -131,15 +133,45 @@ def load_weights(weights: Weights) -> tuple[PackedModel, Any, Any]:
     return packed, tokenizer, reference
 
 
+def weights_named(name: str) -> Weights:
+    """Return what a person names: the end of a run, the model of a recipe as it is, or a model by name or folder.
+
+    Raises:
+        RunError: a run has no weights yet.
+        RecipeError: a recipe without a model section.
+    """
+    path = Path(name)
+    if (path / RECIPE).is_file():
+        return weights_of_run(path)[-1]
+    if path.suffix in (".yaml", ".yml"):
+        source = resolved(read(path), RECIPE_PATHS)
+        if "model" not in source.data:
+            raise RecipeError(f"{path} has no section model, so it names nothing to sample from.")
+        model = ModelConfig.model_validate(source.data["model"])
+    else:
+        model = ModelConfig.model_validate({"name": name})
+    return Weights(path, path.stem if path.suffix else path.name, None, None, model, ReferenceConfig(), 42, None, None)
+
+
+def load_sampler(weights: Weights) -> tuple[PackedModel, Any]:
+    """Return the policy with these weights and its tokenizer, without anything to compare it with."""
+    if weights.folder is None:
+        model, tokenizer = load_policy(weights.model, trainable=False)
+    else:
+        model, tokenizer = load_policy(weights.model, seed=weights.seed)
+        copy_weights(model, weights.folder)
+    return PackedModel(model), tokenizer
+
+
 def run_prompts(
-    run: Path,
+    run: Path | None,
     tokenizer: Any,
     *,
     source: str | Sequence[str] | None = None,
     column: str | None = None,
     limit: int | None = None,
 ) -> list[Prompt]:
-    """Return the prompts of a file, or those that a run holds out, each once.
+    """Return the prompts of a file, or those that a run (None: there is none) holds out, each once.
 
     Of preferences (a training run's `data.eval`) the same prompt stands in many rows: the first one counts.
 
@@ -147,12 +179,14 @@ def run_prompts(
         RecipeError: the run holds nothing out and no file is named.
         DataError: the file can't be read, or has no prompts.
     """
-    said = read_run_recipe(run)
+    said = {} if run is None else read_run_recipe(run)
     rounds = "rounds" in said
     held_out = (said.get("prompts") or {}).get("eval") if rounds else (said.get("data") or {}).get("eval")
     named = source if source is not None else held_out
     if named is None:
-        raise RecipeError(f"{run} holds no prompts out (its recipe has no data.eval); name some by --prompts FILE.")
+        raise RecipeError(
+            f"{run or 'A model by itself'} holds no prompts out (there is no data.eval); name some by --prompts FILE."
+        )
     own_column = (said.get("prompts") or {}).get("column") if rounds and source is None else None
     found = list(read_prompts(named, tokenizer, column=column or own_column or "prompt"))
     if source is None and not rounds:
@@ -233,15 +267,7 @@ def score(
     tokenizer: Any,
 ) -> list[Drawn]:
     """Return the samples with their scores; one that the scorer refuses has the reason instead."""
-    by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    thinking = config.thinking
-    attempts = []
-    for rollout, _ in drawn:
-        prompt = by_id[rollout.prompt_id]
-        opened = thinking is not None and opens_thinking(tokenizer.decode(list(rollout.prompt_ids)), thinking.open)
-        attempts.append(
-            make_attempt(prompt.prompt, rollout.text, row=prompt.row, thinking=thinking, opened=opened, rollout=rollout)
-        )
+    attempts = attempts_of([rollout for rollout, _ in drawn], prompts, config, tokenizer)
     found = []
     for (rollout, kl), said in zip(drawn, reward.score(attempts), strict=True):
         if isinstance(said, ScoreFailure):
@@ -249,6 +275,22 @@ def score(
         else:
             found.append(Drawn(rollout, kl, float(said), None))
     return found
+
+
+def attempts_of(
+    rollouts: Sequence[Rollout], prompts: Sequence[Prompt], config: RewardConfig | None, tokenizer: Any
+) -> list[Attempt]:
+    """Return what a scorer sees of samples, their thinking split off as the section says."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    thinking = None if config is None else config.thinking
+    attempts = []
+    for rollout in rollouts:
+        prompt = by_id[rollout.prompt_id]
+        opened = thinking is not None and opens_thinking(tokenizer.decode(list(rollout.prompt_ids)), thinking.open)
+        attempts.append(
+            make_attempt(prompt.prompt, rollout.text, row=prompt.row, thinking=thinking, opened=opened, rollout=rollout)
+        )
+    return attempts
 
 
 def check_columns(prompts: Sequence[Prompt], config: RewardConfig, source: Any) -> None:
