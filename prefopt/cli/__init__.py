@@ -20,6 +20,7 @@ from prefopt.cli import (
     doctor,
     evaluate,
     evaluate_frontier,
+    evaluate_text,
     evaluate_winrate,
     kernels,
     losses,
@@ -66,6 +67,7 @@ app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
 evaluations.command("frontier")(evaluate_frontier.frontier)
 evaluations.command("winrate")(evaluate_winrate.winrate)
+evaluations.command("text")(evaluate_text.text)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

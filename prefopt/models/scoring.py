@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefopt.data import Example, assemble, plan_packs
 from prefopt.data.pack import Part
 from prefopt.errors import ModelError
-from prefopt.kernels import reduce_segments, token_divergences
+from prefopt.kernels import reduce_segments, token_divergences, token_statistics
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
@@ -155,3 +155,22 @@ def example_divergences(
         )
     kl, log_policy, log_reference = found[:, place]
     return kl, log_policy, log_reference
+
+
+@torch.no_grad()
+def example_entropies(examples: Sequence[Example], policy: PackedModel, token_budget: int) -> Floats:
+    """Return of all completions of all examples, in order, the mean entropy of the next token, (completions,) nats."""
+    groups, place = _distinct(examples, shared=policy.admission.shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found = np.full(int(first[-1]), np.nan)
+    with evaluating(policy.model), policy.attached():
+        for plan, pack in _packs(groups, policy, token_budget):
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            states = policy.states(pack)
+            head = states.head
+            tokens = token_statistics(
+                states.hidden, head.weight, pack.target, bias=head.bias, softcap=head.softcap, logit_scale=head.scale
+            ).entropy
+            total = reduce_segments(tokens, pack.segment, pack.num_sequences)
+            found[at] = (total.double() / pack.length).cpu().numpy()
+    return found[place]
