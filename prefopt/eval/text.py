@@ -1,4 +1,4 @@
-"""What samples look like, whatever they are worth: perplexity, entropy, diversity, refusals, length, and their drift."""
+"""What samples look like, whatever their worth: perplexity, entropy, diversity, refusals, length, and their drift."""
 
 from __future__ import annotations
 
