@@ -19,6 +19,9 @@ from prefopt.cli import (
     demo,
     doctor,
     evaluate,
+    evaluate_frontier,
+    evaluate_text,
+    evaluate_winrate,
     kernels,
     losses,
     merge,
@@ -62,6 +65,9 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
+evaluations.command("frontier")(evaluate_frontier.frontier)
+evaluations.command("winrate")(evaluate_winrate.winrate)
+evaluations.command("text")(evaluate_text.text)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prefopt.data import Example, assemble, plan_packs
 from prefopt.data.pack import Part
 from prefopt.errors import ModelError
+from prefopt.kernels import reduce_segments, token_divergences, token_statistics
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
@@ -110,3 +111,66 @@ def _cut(prompt: int, completions: list[tuple[int, ...]], limit: int) -> Iterato
         held.append(completion)
         size += len(completion)
     yield tuple(held)
+
+
+@torch.no_grad()
+def example_divergences(
+    examples: Sequence[Example], policy: PackedModel, reference: Reference, token_budget: int
+) -> tuple[Floats, Floats, Floats]:
+    """Return of all completions of all examples, in order, what the policy is at them and how far from its reference.
+
+    One pass of each model over a pack gives all three, and no tokens x vocabulary tensor is made:
+
+    - (completions,) nats, the sum over its tokens of the exact KL(policy || reference) of the next token;
+    - (completions,) nats, log policy(completion);
+    - (completions,) nats, log reference(completion).
+
+    Raises:
+        ModelError: the reference has log-probs but no distributions, or a number is not finite.
+    """
+    groups, place = _distinct(examples, shared=policy.admission.shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found = np.full((3, int(first[-1])), np.nan)
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(policy.model))
+        stack.enter_context(policy.attached())
+        stack.enter_context(reference.attached())
+        for plan, pack in _packs(groups, policy, token_budget):
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            own = policy.states(pack)
+            other = reference.states(pack).to(own.hidden.device, own.hidden.dtype)
+            tokens = token_divergences(
+                own.hidden, other.hidden, own.head, "policy_reference", reference_head=other.head
+            )
+            sums = (
+                reduce_segments(tokens, pack.segment, pack.num_sequences),
+                *(states.logprobs(pack.target, pack.segment, pack.num_sequences) for states in (own, other)),
+            )
+            for row, values in zip(found, sums, strict=True):
+                row[at] = values.double().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise ModelError(
+            f"{int((~np.isfinite(found)).any(axis=0).sum())} of {found.shape[1]} completions have no finite divergence "
+            "or log-prob: the model's weights or its precision are broken; try model.dtype=float32."
+        )
+    kl, log_policy, log_reference = found[:, place]
+    return kl, log_policy, log_reference
+
+
+@torch.no_grad()
+def example_entropies(examples: Sequence[Example], policy: PackedModel, token_budget: int) -> Floats:
+    """Return of all completions of all examples, in order, the mean entropy of the next token, (completions,) nats."""
+    groups, place = _distinct(examples, shared=policy.admission.shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found = np.full(int(first[-1]), np.nan)
+    with evaluating(policy.model), policy.attached():
+        for plan, pack in _packs(groups, policy, token_budget):
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            states = policy.states(pack)
+            head = states.head
+            tokens = token_statistics(
+                states.hidden, head.weight, pack.target, bias=head.bias, softcap=head.softcap, logit_scale=head.scale
+            ).entropy
+            total = reduce_segments(tokens, pack.segment, pack.num_sequences)
+            found[at] = (total.double() / pack.length).cpu().numpy()
+    return found[place]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from prefopt.eval.intervals import mean
+from prefopt.eval.text import distinct, duplicates
 from prefopt.rounds.config import RoundsEvalConfig
 from prefopt.rounds.tables import ScoreRow
 from prefopt.sampling import Rollout
@@ -30,6 +30,7 @@ def measure(scored: Sequence[Scored], config: RoundsEvalConfig) -> dict[str, Any
         return mean(values, resamples=config.resamples).to_dict() if values else None
 
     rollouts = [rollout for rollout, _ in scored]
+    tokens = [rollout.token_ids for rollout in rollouts]
     known = any(row.correct is not None for _, row in scored)
     k = config.k or config.n
     total = len(scored)
@@ -46,8 +47,8 @@ def measure(scored: Sequence[Scored], config: RoundsEvalConfig) -> dict[str, Any
         "ended": sum(rollout.finish == "end" for rollout in rollouts) / total,
         "broken": sum(row.broken for _, row in scored) / total,
         "failed": sum(row.score is None for _, row in scored) / total,
-        **{f"distinct_{n}": distinct(rollouts, n) for n in _GRAMS},
-        "duplicates": duplicates(rollouts),
+        **{f"distinct_{n}": distinct(tokens, n) for n in _GRAMS},
+        "duplicates": duplicates([rollout.prompt_id for rollout in rollouts], tokens),
     }
 
 
@@ -68,21 +69,6 @@ def pass_at(k: int, prompt: Sequence[Scored]) -> float | None:
     """
     n, right = len(prompt), sum(bool(row.correct) for _, row in prompt)
     return 1 - math.comb(n - right, k) / math.comb(n, k) if n >= k else None
-
-
-def distinct(rollouts: Iterable[Rollout], n: int) -> float:
-    """Return the share of different ones among all runs of n tokens (distinct-n, arXiv:1510.03055)."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    for rollout in rollouts:
-        ids = rollout.token_ids
-        seen.update(ids[at : at + n] for at in range(len(ids) - n + 1))
-    return len(seen) / total if (total := sum(seen.values())) else 0.0
-
-
-def duplicates(rollouts: Sequence[Rollout]) -> float:
-    """Return the share of completions that repeat another one of their prompt, token by token."""
-    different = {(rollout.prompt_id, rollout.token_ids) for rollout in rollouts}
-    return 1 - len(different) / len(rollouts) if rollouts else 0.0
 
 
 def _log_ratio(pair: Scored) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 
 from prefopt.rounds.config import RoundsEvalConfig, StopSection
 from prefopt.rounds.evaluating import why_stop
-from prefopt.rounds.measures import distinct, drift, duplicates, measure, pass_at
+from prefopt.rounds.measures import drift, measure, pass_at
 from prefopt.rounds.tables import ScoreRow
 from prefopt.sampling import Rollout
 
@@ -62,13 +62,6 @@ def test_pass_at_k_is_the_share_of_draws_of_k_that_hold_a_right_one() -> None:
     assert pass_at(3, prompt) == pytest.approx(1 - 1 / math.comb(5, 3))
     assert pass_at(4, prompt) == 1
     assert pass_at(6, prompt) is None
-
-
-def test_diversity_of_one_text_and_of_many() -> None:
-    same = [rollout("a", at, (5, 6)) for at in range(4)]
-    assert (duplicates(same), distinct(same, 1)) == (0.75, 0.25)
-    assert duplicates([rollout("a", 0, (5,)), rollout("b", 0, (5,))]) == 0, "of other prompts is no repeat"
-    assert distinct([rollout("a", 0, (5,))], 2) == 0
 
 
 def test_drift_is_what_changed_since_the_start() -> None:

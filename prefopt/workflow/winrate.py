@@ -1,0 +1,168 @@
+"""Two models answer the same prompts with the same seeds: whose answers are better, by a scorer or a judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefopt.errors import RecipeError
+from prefopt.eval.intervals import Floats
+from prefopt.eval.winrate import Position, WinRate, both_orders, win_rate
+from prefopt.rewards import Attempt, RewardConfig, ScoreFailure, build_scorer, reward_identity
+from prefopt.rewards.judge import Judge
+from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler
+from prefopt.workflow.directory import RECIPE, write_json
+from prefopt.workflow.generations import (
+    Weights,
+    attempts_of,
+    check_columns,
+    load_sampler,
+    read_reward,
+    run_prompts,
+    weights_named,
+)
+from prefopt.workflow.judging import judged, read_judge
+
+WINRATE = "winrate.json"
+
+
+@dataclass(frozen=True)
+class WinrateOptions:
+    """What both sides sample."""
+
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    resamples: int = 2000
+
+
+@dataclass(frozen=True)
+class WinrateResult:
+    """What `eval/winrate.json` holds."""
+
+    a: str
+    b: str
+    scorer: str
+    options: WinrateOptions
+    found: WinRate
+    position: Position | None
+    """Of a judge alone."""
+    failures: dict[str, int]
+    """Why there was no verdict, and how often: the three most frequent reasons."""
+
+    def to_dict(self) -> dict[str, Any]:
+        options = asdict(self.options)
+        del options["batch_size"], options["resamples"]
+        return {
+            "kind": "winrate",
+            "prefopt": version("prefopt"),
+            "a": self.a,
+            "b": self.b,
+            "scorer": self.scorer,
+            **options,
+            **self.found.to_dict(),
+            "position": None if self.position is None else self.position.to_dict(),
+            "failures": self.failures,
+        }
+
+
+def winrate_of(
+    a: str,
+    b: str,
+    *,
+    scorer: str | None = None,
+    reward: Path | None = None,
+    judge: Path | None = None,
+    prompts: str | Sequence[str] | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    out: Path | None = None,
+    options: WinrateOptions | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> WinrateResult:
+    """Compare the completions of two models, prompt by prompt and sample by sample, and write winrate.json.
+
+    Args:
+        a: a run directory, a recipe whose model is taken as it is, or a model's name or folder.
+        b: the same of the other side.
+        scorer: a kind of scorer; the answer with the higher score is better, equal ones tie.
+        reward: a YAML file with a score section instead.
+        judge: a YAML file with the keys of a judge, which compares the two answers in both orders, instead.
+        prompts: what to sample from instead of what A (or B) holds out.
+        column: which column of it holds the prompt.
+        limit: the first of them.
+        out: the folder to write to; None is A's `eval` where A is a run, and otherwise nowhere.
+        options: what is sampled.
+        say: is told what is being done.
+
+    Raises:
+        RecipeError: what judges is not said, or said twice.
+        RunError: a run has no weights yet.
+        DataError: prompts that can't be read or lack a column, or no comparison with a verdict.
+    """
+    options = options or WinrateOptions()
+    sides = [weights_named(a), weights_named(b)]
+    runs = [one.run for one in sides if (one.run / RECIPE).is_file()]
+    if judge is not None and (scorer is not None or reward is not None):
+        raise RecipeError("--judge compares by itself; leave --scorer and --reward out.")
+    section = None if judge is None else read_judge(judge)
+    config = None if section is not None else read_reward(scorer, reward, runs)
+    opened = None if section is None else Judge(section)  # a key that is missing is told before anything is sampled
+    if config is not None:
+        reward_identity(config)  # and so is a package
+    if options.temperature == 0 and options.samples_per_prompt > 1:
+        raise RecipeError("At temperature 0 all samples of a prompt are equal; write --samples-per-prompt 1.")
+    asked = run_prompts(runs[0] if runs else None, None, source=prompts, column=column, limit=limit)
+    if config is not None:
+        check_columns(asked, config, prompts or runs[0])
+    rollouts, attempts = [], []
+    for weights in sides:
+        say(f"{weights.label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
+        sampled, seen = _sampled(weights, asked, config, options)
+        rollouts.append(sampled)
+        attempts.append(seen)
+    position = None
+    if opened is not None:
+        say(f"judging {len(rollouts[0])} pairs in both orders")
+        ahead, behind, why = judged(opened, *attempts)
+        outcomes, position = both_orders(ahead, behind)
+    else:
+        assert config is not None  # one of the two is
+        outcomes, why = _scored(config, *attempts)
+    lengths = [[len(one.token_ids) for one in side] for side in rollouts]
+    found = win_rate(
+        outcomes, lengths[0], lengths[1], [one.prompt_id for one in rollouts[0]], resamples=options.resamples
+    )
+    named = f"judge {section.model}" if section is not None else ", ".join(config.scorers if config else ())
+    result = WinrateResult(a, b, named, options, found, position, dict(Counter(why).most_common(3)))
+    folder = out or (sides[0].run / "eval" if (sides[0].run / RECIPE).is_file() else None)
+    if folder is not None:
+        write_json(folder / WINRATE, result.to_dict())
+    return result
+
+
+def _sampled(
+    weights: Weights, prompts: Sequence[Prompt], config: RewardConfig | None, options: WinrateOptions
+) -> tuple[list[Rollout], list[Attempt]]:
+    packed, tokenizer = load_sampler(weights)
+    sampler = Sampler(options.max_new_tokens, options.temperature)
+    engine = HfEngine(packed, tokenizer, sampler, batch_size=options.batch_size)
+    rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
+    return rollouts, attempts_of(rollouts, prompts, config, tokenizer)
+
+
+def _scored(config: RewardConfig, a: Sequence[Attempt], b: Sequence[Attempt]) -> tuple[Floats, list[str]]:
+    """Return (n,) outcomes of A, NaN where one of the two has no score, and why."""
+    scores = build_scorer(config).score([*a, *b])
+    why = [one.reason for one in scores if isinstance(one, ScoreFailure)]
+    values = np.array([np.nan if isinstance(one, ScoreFailure) else float(one) for one in scores])
+    gap = values[: len(a)] - values[len(a) :]
+    return (np.sign(gap) + 1) / 2, why
