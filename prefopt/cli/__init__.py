@@ -25,6 +25,7 @@ from prefopt.cli import (
     plan,
     push,
     reference,
+    report,
     reward,
     rounds,
     train,
@@ -62,6 +63,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
+app.command("report")(report.report)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.report.figures import Drawing, legend, short
+from prefopt.report.figures import Drawing, legend, share_tick, short
 from prefopt.report.read import Evaluations, RunFiles
 from prefopt.report.svg import AFTER, BEFORE, HUMAN, MUTED, draw
 from prefopt.report.tables import Line, cell
@@ -130,7 +130,7 @@ def _paint(axes: Any, series: Sequence[Series], ticks: Sequence[str], column: st
         )
         lowest = min([lowest, *(value["low"] for _, value in known)])
     axes.set_ylim(lowest - 0.03, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(share_tick)
     axes.set_xticks(range(len(ticks)), ticks, parse_math=False)
     axes.set_xlabel(column, parse_math=False)
     legend(axes)

@@ -153,3 +153,19 @@ def plain(value: Any) -> str:
     if isinstance(value, int):
         return number(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def named(section: Any, key: str) -> str:
+    """Return a setting that stands alone or in a section, as text."""
+    value = section.get(key) if isinstance(section, Mapping) else section
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return NONE if value is None else str(value)
+
+
+def loss(section: Any) -> str:
+    """Return a loss and its settings in a line."""
+    if not isinstance(section, Mapping):
+        return named(section, "name")
+    rest = {key: value for key, value in section.items() if key != "name"}
+    return ", ".join([named(section, "name"), *(f"{key} {plain(value)}" for key, value in rest.items())])
