@@ -14,6 +14,7 @@ from prefopt.report.svg import AFTER, MUTED, draw
 from prefopt.report.words import is_number, number, percent
 
 _BINS = 8
+_RIGHT = "its ranking is right"
 _FEWEST = 40
 """Pairs below which bins say nothing."""
 Floats = NDArray[np.float64]
@@ -34,26 +35,23 @@ Bins = list[tuple[float, float, float, float, int]]
 
 
 def _given(found: Mapping[str, Any]) -> tuple[Bins, str, str] | None:
-    part = found.get("calibration") or (found.get("metrics") or {}).get("calibration")
+    part = found.get("calibration")
     if not isinstance(part, Mapping):
         return None
     bins = part.get("bins")
     known: Bins = []
     for one in bins if isinstance(bins, list) else ():
-        if not isinstance(one, Mapping):
+        seen = one.get("observed") if isinstance(one, Mapping) else None
+        if not isinstance(seen, Mapping) or not is_number(said := one.get("predicted")):
             continue
-        said = one.get("predicted", one.get("confidence"))
-        seen = one.get("human", one.get("agreement", one.get("observed")))
-        seen = seen if isinstance(seen, Mapping) else {"value": seen, "low": one.get("low"), "high": one.get("high")}
-        middle = seen.get("value")
-        if is_number(said) and is_number(middle):
-            ends = [end if is_number(end) else middle for end in (seen.get("low"), seen.get("high"))]
-            known.append((float(said), float(middle), float(ends[0]), float(ends[1]), int(one.get("n") or 0)))
+        middle, low, high = (seen.get(key) for key in ("value", "low", "high"))
+        if is_number(middle) and is_number(low) and is_number(high):
+            known.append((float(said), float(middle), float(low), float(high), int(one.get("n") or 0)))
     if not known:
         return None
-    error = next((part.get(key) for key in ("ece", "expected_error", "error") if part.get(key) is not None), None)
-    error = error.get("value") if isinstance(error, Mapping) else error
-    return known, "share of people who side with it", _words(known, error, "people side with it")
+    raters = part.get("against") == "raters"
+    axis = "people side with it" if raters else "ranked right"
+    return known, axis, _words(known, part.get("expected_error"), "people side with it" if raters else _RIGHT)
 
 
 def _of_pairs(found: Mapping[str, Any]) -> tuple[Bins, str, str] | None:
@@ -79,7 +77,7 @@ def _of_pairs(found: Mapping[str, Any]) -> tuple[Bins, str, str] | None:
         assert seen.high is not None
         bins.append((float(said[part].mean()), seen.value, seen.low, seen.high, len(part)))
     error = sum(n * abs(expected - value) for expected, value, _, _, n in bins) / len(margin)
-    return bins, "share ranked right", _words(bins, error, "its ranking is right")
+    return bins, "ranked right", _words(bins, error, _RIGHT)
 
 
 def _words(bins: Bins, error: Any, what: str) -> str:

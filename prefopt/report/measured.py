@@ -9,13 +9,13 @@ from prefopt.report.calibration import calibration_figure
 from prefopt.report.frontier import frontier_section
 from prefopt.report.read import Json, RunFiles
 from prefopt.report.sections import Section, TablePart
-from prefopt.report.tables import Cell, Line, cell, flat, plain
+from prefopt.report.tables import Cell, Line, flat, measures, plain
 from prefopt.report.words import NONE, interval, is_number, number, percent, percent_interval, plural
 
 Measure = Mapping[str, Any]
 _SHARES = (
     "accuracy", "share", "win", "rate", "truncated", "duplicates", "distinct", "refus", "ended", "broken",
-    "displacement", "auc", "logprob", "longer_chosen", "shorter_chosen", "human", "pass@",
+    "displacement", "auc", "human", "pass@",
 )  # fmt: skip
 """What the name of a share has in it."""
 
@@ -104,9 +104,9 @@ def _sides(stem: str, found: Json, kind: str, title: str, lead: str) -> Section:
     """Return what compares sides (base and tuned, a and b) measure by measure, whatever it measures."""
     sides = {key: value for key, value in found.items() if isinstance(value, Mapping) and _is_side(value)}
     rest = {key: value for key, value in found.items() if key not in (*sides, "kind", "prefopt")}
-    measures = dict.fromkeys(name for side in sides.values() for name, _ in _leaves(side))
+    names = dict.fromkeys(name for side in sides.values() for name, _ in _leaves(side))
     known = {side: dict(_leaves(value)) for side, value in sides.items()}
-    lines = [Line(_words(name), "", tuple(_value(name, known[side].get(name)) for side in sides)) for name in measures]
+    lines = [Line(_words(name), "", tuple(_value(name, known[side].get(name)) for side in sides)) for name in names]
     other = [Line(_words(name), "", (_value(name, value),)) for name, value in _leaves(rest)]
     columns = ("Measure", *(_words(side).capitalize() for side in sides))
     return Section(
@@ -138,11 +138,6 @@ def _compare(stem: str, found: Json) -> Section:
 
 def _pairs(stem: str, found: Json) -> Section:
     metrics = found["metrics"]
-    lines = [
-        Line(_words(name), "", (cell("margin" if "tie_share" not in value and "count" not in value else name, value),))
-        for name, value in metrics.items()
-        if isinstance(value, Mapping) and is_number(value.get("value"))
-    ]
     name = stem.removeprefix("pairs").strip("_").replace("_", " ")
     figure = calibration_figure(f"calibration-{_id(stem)}", found)
     source = plain(found.get("source"))
@@ -151,7 +146,7 @@ def _pairs(stem: str, found: Json) -> Section:
         title=f"Further pairs: {name}" if name else "Held-out pairs, measured again",
         short=f"Pairs: {name}" if name else "Pairs again",
         lead=(f"{plural(int(metrics['n']), 'pair')}" + ("" if source == NONE else f" of {_last(source)}") + ".",),
-        tables=(TablePart("Measures", ("Measure", "Value"), tuple(lines)),),
+        tables=(TablePart("Measures", ("Measure", "Value"), tuple(measures([metrics]))),),
         figures=() if figure is None else (figure,),
     )
 
@@ -183,10 +178,12 @@ def _is_side(tree: Measure) -> bool:
 
 def _value(name: str, value: Any) -> Cell:
     """Return a number or a measure as a share where its name says that it is one."""
-    is_share = any(word in name.rpartition(".")[2].lower() for word in _SHARES)
+    last = name.rpartition(".")[2].lower()
+    is_share = any(word in last for word in _SHARES) and not last.endswith(("margin", "ratio"))
     if isinstance(value, Mapping):
         middle = value.get("value")
-        fits = is_share and is_number(middle) and 0 <= middle <= 1
+        counted = is_share or "tie_share" in value or "count" in value
+        fits = counted and is_number(middle) and 0 <= middle <= 1
         return Cell(percent(middle), percent_interval(value)) if fits else Cell(number(middle), interval(value))
     if is_share and isinstance(value, float) and 0 <= value <= 1:
         return Cell(percent(value))

@@ -54,6 +54,15 @@ def write_reports(runs: Sequence[Path], out: Path | None = None) -> Path:
     return write_page(out or paths[0].parent / REPORT, render_several(found))
 
 
+def report_softly(run: Path) -> tuple[Path | None, str | None]:
+    """Write a run's report and return its path, or a sentence on why there is none: a page is never worth a run."""
+    try:
+        return write_report(run), None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+        said = " ".join(str(error).split()) or type(error).__name__
+        return None, f"The report of {run} was not written: {said}"
+
+
 def render(run: RunFiles) -> str:
     """Return the page of training. All text that comes from data, a model or a recipe is escaped by the template."""
     measured, problems = measured_sections(run)

@@ -102,10 +102,11 @@ def _sentences(known: Sequence[tuple[RoundStatus, Json]], gain: Mean | None) -> 
     (_, start), (last, now) = known[0], known[-1]
     said = []
     if gain is not None:
+        way = "fallen" if (gain.value or 0) < 0 else "risen"
         said.append(
-            f"After {plural(int(last.name) + 1, 'round')} the mean held-out reward has changed by "
-            f"{number(gain.value)} (95\u00a0% interval {number(gain.low)} to {number(gain.high)}, a bootstrap over the "
-            f"differences of {plural(gain.n, 'prompt')})."
+            f"After {plural(int(last.name) + 1, 'round')} the mean held-out reward has {way} by "
+            f"{number(abs(gain.value or 0))} (95\u00a0% interval of the change {number(gain.low)} to "
+            f"{number(gain.high)}, a bootstrap over the differences of {plural(gain.n, 'prompt')})."
         )
     best, highest = max(known, key=lambda pair: float(pair[1]["reward"]["value"]))
     if best is not last:
@@ -123,7 +124,7 @@ def _sentences(known: Sequence[tuple[RoundStatus, Json]], gain: Mean | None) -> 
         said.append(f"It lies {number(kl)} nats a completion from the first reference.")
     drift = now.get("drift") or {}
     if is_number(length := drift.get("length")) and abs(length - 1) > 0.1:
-        said.append(f"Its answers are {number(length)} times as long as at the start.")
+        said.append(f"Its answers are {number(length, 2)} times as long as at the start.")
     if is_number(more := drift.get("duplicates")) and more > 0.1:
         said.append(
             f"{percent(now.get('duplicates'))} of its answers repeat another one to the same prompt, "

@@ -38,7 +38,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prefopt",
     "font.family": "sans-serif",
-    "font.size": 10.5,
+    "font.size": 11.5,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -60,7 +60,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "figure.facecolor": "none",
 }
 

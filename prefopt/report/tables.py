@@ -37,6 +37,8 @@ _MEASURES = (
     ),
     ("logprob", "Log-prob. accuracy", "finds the chosen completion more likely"),
     ("logprob_per_token", "Log-prob. accuracy per token", "the same, with length taken out"),
+    ("reward_per_token", "Implicit-reward accuracy per token", "the first measure, with length taken out"),
+    ("auc", "AUC", "a chosen completion above any rejected one, over all pairs"),
     ("margin", "Mean margin", "implicit reward of chosen minus that of rejected"),
     ("chosen_log_ratio", "Log-ratio of chosen", "log-prob. against the reference, nats"),
     ("rejected_log_ratio", "Log-ratio of rejected", "log-prob. against the reference, nats"),
@@ -49,7 +51,11 @@ _MEANS = {"margin", "chosen_log_ratio", "rejected_log_ratio"}
 
 def held_out(run: RunFiles) -> list[Line]:
     """Return every measure before and after training."""
-    columns = [(evaluation or {}).get("metrics") or {} for evaluation in (run.before, run.after)]
+    return measures([(evaluation or {}).get("metrics") or {} for evaluation in (run.before, run.after)])
+
+
+def measures(columns: Sequence[Measure]) -> list[Line]:
+    """Return every measure of pairs that there is, a cell for each of several `metrics`."""
     return [
         Line(label, meaning, tuple(cell(key, column.get(key)) for column in columns))
         for key, label, meaning in _MEASURES
