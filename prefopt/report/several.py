@@ -17,7 +17,7 @@ from prefopt.report.pairs import column
 from prefopt.report.read import Json, RunFiles
 from prefopt.report.rounds_page import is_whole, paired, rounds_figures
 from prefopt.report.rounds_read import RoundsFiles
-from prefopt.report.samples import Sample, Side, kinds_of, text_of
+from prefopt.report.samples import Sample, Side, is_shaded, kinds_of, text_of
 from prefopt.report.shading import answers
 from prefopt.report.tables import Cell, cell
 from prefopt.report.verdict import Tile, Verdict
@@ -74,6 +74,7 @@ def render_several(runs: Sequence[AnyRun]) -> str:
         frontier=frontier,
         samples=samples,
         kinds=kinds_of(samples),
+        shaded=is_shaded(samples),
         differences=_differences(named),
     )
 
