@@ -28,6 +28,7 @@ from prefopt.cli import (
     plan,
     push,
     reference,
+    report,
     reward,
     rounds,
     train,
@@ -68,6 +69,7 @@ evaluations.command("pairs")(evaluate.pairs)
 evaluations.command("frontier")(evaluate_frontier.frontier)
 evaluations.command("winrate")(evaluate_winrate.winrate)
 evaluations.command("text")(evaluate_text.text)
+app.command("report")(report.report)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -34,7 +34,7 @@ def run(
     """Run or resume rounds as a recipe says: `run` may be left out.
 
     What is there and was made of the same inputs with the same settings stays. The run directory is
-    train.output_dir; its path is printed at the end.
+    train.output_dir; its path is printed at the end. Its report.html is written anew after every round.
 
     **Examples**
 
@@ -52,18 +52,27 @@ def run(
         )
     overrides = overrides or []
     plan = load_rounds(recipe, overrides)
+    from prefopt.report import report_softly
     from prefopt.rounds.loop import run_rounds
     from prefopt.train.ranks import ranks_of_this_run
 
     console = messages()
+
+    def note(run: Path) -> None:
+        _, failure = report_softly(run)
+        if failure:
+            console.print(failure, soft_wrap=True, highlight=False, markup=False)
+
     try:
-        result = run_rounds(plan, until=until, console=console)  # type: ignore[arg-type]  # it is one of them
+        result = run_rounds(plan, until=until, console=console, after_round=note)  # type: ignore[arg-type]  # it is one of them
     except KeyboardInterrupt:
         stage = [] if until is None else ["--until", until]
         again = shlex.join(["prefopt", "rounds", str(recipe), *overrides, *stage])
         console.print(f"Interrupted. Go on with the same command:\n  {again}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     if ranks_of_this_run().main:
+        report, failure = report_softly(result.path)
+        console.print(failure or f"report: {report}", soft_wrap=True, highlight=False, markup=False)
         typer.echo(result.path)
 
 

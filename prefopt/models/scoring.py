@@ -70,6 +70,32 @@ def example_logprobs(
     return found[place], None if frozen is None else frozen[place]
 
 
+@torch.no_grad()
+def token_log_ratios(
+    examples: Sequence[Example], policy: PackedModel, reference: Reference, token_budget: int
+) -> list[Floats] | None:
+    """Return log pi - log pi_ref at every token of all completions of all examples, in order: (tokens,) nats each.
+
+    None where the reference has no log-probs.
+    """
+    groups, place = _distinct(examples, shared=policy.admission.shared, token_budget=token_budget)
+    first = np.cumsum([0, *(len(group.completions) for group in groups)])
+    found: dict[int, Floats] = {}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(policy.model))
+        stack.enter_context(policy.attached())
+        stack.enter_context(reference.attached())
+        for plan, pack in _packs(groups, policy, token_budget):
+            at = np.concatenate([first[part.index] + np.array(part.completions) for part in plan])
+            compared = reference.logprobs(pack, "none")
+            if compared is None:
+                return None
+            ratio = policy.logprobs(pack, "none").double() - compared.double()
+            parts = np.split(ratio.cpu().numpy(), np.cumsum(pack.length.cpu().numpy())[:-1])
+            found.update(zip(at.tolist(), parts, strict=True))
+    return [found[index] for index in place.tolist()]
+
+
 def _packs(groups: Sequence[Group], policy: PackedModel, token_budget: int) -> Iterator[tuple[tuple[Part, ...], Pack]]:
     """Yield every pack, on the policy's device, and the plan that it was made by."""
     shared = policy.admission.shared

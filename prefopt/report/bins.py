@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
-from prefopt.report.figures import Drawing, legend, short
+from prefopt.report.figures import Drawing, legend, share_tick, short
 from prefopt.report.read import Evaluations, RunFiles
 from prefopt.report.svg import AFTER, BEFORE, HUMAN, MUTED, draw
-from prefopt.report.tables import Line, cell
-from prefopt.report.words import is_number, percent, percent_interval, plural
+from prefopt.report.tables import Cell, Line, cell
+from prefopt.report.words import NONE, is_number, percent, percent_interval, plural
+
+_AGREEMENT = "agreement"
 
 Measure = Mapping[str, Any]
 Series = tuple[str, str, str, list[Any]]
@@ -32,7 +35,27 @@ class BinSection:
 def bin_sections(run: RunFiles) -> list[BinSection]:
     """Return a section for the run's held-out evaluation and for each further one, where they have bins."""
     own = Evaluations("", run.before, run.after)
-    return [_section(evaluations) for evaluations in (own, *run.further) if _slices(evaluations)]
+    agreement = _agreement(run.after)
+    found = [_section(evaluations) for evaluations in (own, *run.further) if _slices(evaluations)]
+    if agreement is not None:
+        section = _section(Evaluations(_AGREEMENT, None, agreement))
+        found.insert(0, replace(section, title="By how far raters agree, beside people", summary=""))
+    return found
+
+
+def _agreement(after: Measure | None) -> dict[str, Any] | None:
+    """Return the accuracy by rater agreement that an evaluation holds, as slices."""
+    parts = [part for part in (after or {}).get("by_agreement") or () if isinstance(part, Mapping)]
+    known = [part for part in parts if is_number(part.get("low")) and is_number(part.get("high"))]
+    if not known:
+        return None
+    judged = str(((after or {}).get("metrics") or {}).get("primary") or "reward")
+    slices = [
+        {"label": f"{100 * part['low']:.0f} to {100 * part['high']:.0f} %", "n": part.get("n", 0),
+         judged: part.get("accuracy"), "human": part.get("human")}
+        for part in known
+    ]  # fmt: skip
+    return {"slice_by": "share of raters who prefer the chosen one", "slices": slices}
 
 
 def _slices(evaluations: Evaluations) -> list[Measure]:
@@ -57,13 +80,16 @@ def _section(evaluations: Evaluations) -> BinSection:
             cell("human", part.get("human")),
         )
         lines.append(Line(label, plural(int(part.get("n", 0)), "pair"), cells))
+    known = [any(line.cells[at] != Cell(NONE) for line in lines) for at in range(4)]
+    lines = [replace(line, cells=tuple(compress(line.cells, known))) for line in lines]
     judgement = "implicit reward" if judged == "reward" else "log-prob."
+    headings = ("Before, per token", "After, per token", f"After, {judgement}", "One rater")
     return BinSection(
         title=f"By {column}, beside people"
         if not evaluations.name
         else f"Further pairs: {evaluations.name}, by {column}",
         summary=_summary(evaluations, judged) if evaluations.name else "",
-        columns=(column, "Before, per token", "After, per token", f"After, {judgement}", "One rater"),
+        columns=(column, *compress(headings, known)),
         lines=tuple(lines),
         figure=_figure(evaluations.name, column, before, after, judged, judgement) if after else None,
     )
@@ -130,7 +156,7 @@ def _paint(axes: Any, series: Sequence[Series], ticks: Sequence[str], column: st
         )
         lowest = min([lowest, *(value["low"] for _, value in known)])
     axes.set_ylim(lowest - 0.03, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(share_tick)
     axes.set_xticks(range(len(ticks)), ticks, parse_math=False)
     axes.set_xlabel(column, parse_math=False)
     legend(axes)

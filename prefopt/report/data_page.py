@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import DataError
+from prefopt.report.document import render_page
 from prefopt.report.figures import Drawing, legend
-from prefopt.report.page import page_style, page_template
 from prefopt.report.svg import CHOSEN, INK, MUTED, REJECTED, draw
 from prefopt.report.tables import Cell, Line
 from prefopt.report.words import number, percent, plural
@@ -48,8 +48,8 @@ def render_data(inspection: Inspection) -> str:
 
     sources = [found.source for found in inspection.summary.recognised]
     figures = {"Lengths": [_length_figure(inspection)], "Scores": list(_score_figures(inspection))}
-    return page_template("data_page.html.j2").render(
-        style=page_style(),
+    return render_page(
+        "data_page.html.j2",
         name=Path(sources[0]).name if len(sources) == 1 else plural(len(sources), "source"),
         facts=_facts(inspection),
         tiles=list(_tiles(inspection)),

@@ -1,87 +1,111 @@
-"""A run directory -> report.html: one file that needs nothing else, and runs nothing."""
+"""A run directory -> report.html: one file that needs nothing else."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
-
-from prefopt.errors import RunError
 from prefopt.report import figures, tables
 from prefopt.report.bins import bin_sections
+from prefopt.report.cost import train_cost
+from prefopt.report.document import render_page, write_page
+from prefopt.report.measured import measured_sections
+from prefopt.report.pairs import pair_figures
 from prefopt.report.read import RunFiles, read_run
+from prefopt.report.rounds_page import render_rounds
+from prefopt.report.rounds_read import is_rounds, read_rounds
+from prefopt.report.samples import is_shaded, kinds_of, run_samples, text_of
+from prefopt.report.several import render_several
 from prefopt.report.verdict import judge
 from prefopt.report.words import NONE, duration, is_number, number, percent
 
 REPORT = "report.html"
-_HERE = Path(__file__).parent
 _TABLE_ROWS = 12
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory and return its path; an older one is replaced whole.
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory, of training or of rounds, and return its path.
 
-    Works on a run that is still going: what is not there yet is said in its section.
+    An older one is replaced whole. Works on a run that is still going: what is not there yet is said in its section.
 
     Raises:
         RunError: the directory is no run, or can't be written.
     """
-    run = Path(run_dir)
-    page = render(read_run(run))
-    final, draft = run / REPORT, run / f".{REPORT}.{os.getpid()}"
+    return write_reports([Path(run)])
+
+
+def write_reports(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page of one run, or of several over one another, and return its path.
+
+    Args:
+        runs: run directories, of training or of rounds; one that is named twice counts once.
+        out: the file to write; None writes `report.html` into the one run, or beside the first of several.
+
+    Raises:
+        RunError: a directory is no run, or the page can't be written.
+    """
+    paths = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    if len(paths) == 1:
+        [run] = paths
+        page = render_rounds(read_rounds(run)) if is_rounds(run) else render(read_run(run))
+        return write_page(out or run / REPORT, page)
+    found = [read_rounds(run) if is_rounds(run) else read_run(run) for run in paths]
+    return write_page(out or paths[0].parent / REPORT, render_several(found))
+
+
+def report_softly(run: Path) -> tuple[Path | None, str | None]:
+    """Write a run's report and return its path, or a sentence on why there is none: a page is never worth a run."""
     try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(final)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise RunError(
-            f"The report can't be written to {final}: {error.strerror}; make the directory writable."
-        ) from error
-    return final
+        return write_report(run), None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+        said = " ".join(str(error).split()) or type(error).__name__
+        return None, f"The report of {run} was not written: {said}"
 
 
 def render(run: RunFiles) -> str:
-    """Return the page. All text that comes from data, a model or a recipe is escaped by the template."""
-    return page_template("page.html.j2").render(
-        style=page_style(),
+    """Return the page of training. All text that comes from data, a model or a recipe is escaped by the template."""
+    measured, problems = measured_sections(run)
+    samples = run_samples(run)
+    nav = [
+        ("training", "Training"),
+        ("held-out", "Held-out pairs"),
+        *((part.id, part.short) for part in measured),
+        ("samples", "Samples"),
+        ("data", "Data"),
+        ("cost", "Cost"),
+        ("recipe", "Recipe"),
+        ("environment", "Environment"),
+    ]
+    return render_page(
+        "page.html.j2",
+        scripted=True,
         name=run.path.resolve().name,
         facts=_facts(run),
         verdict=judge(run),
-        problems=run.problems,
+        problems=[*run.problems, *problems],
+        nav=nav,
         curves=figures.training_curves(run),
         steps=_steps(run),
         held_out=tables.held_out(run),
         bins=bin_sections(run),
-        pair_figures=figures.pair_figures(run),
+        pair_figures=pair_figures(run),
+        measured=measured,
         after_missing=run.after is None,
-        samples=[_sample(sample, run.during) for sample in run.samples],
-        alarms=[f"At step {number(alarm.get('step'))}: {_text(alarm.get('sentence'))}" for alarm in run.alarms],
+        samples=samples,
+        kinds=kinds_of(samples),
+        shaded=is_shaded(samples),
+        alarms=[f"At step {number(alarm.get('step'))}: {text_of(alarm.get('sentence'))}" for alarm in run.alarms],
         data_lines=tables.data_lines(run),
         data_columns=tables.data_columns(run),
         data_notes=tables.data_notes(run),
         rejected=run.rejected,
         rejected_rows=[tables.flat(row) for row in run.rejected.first],
+        cost=train_cost(run),
         recipe=run.recipe_text,
         environment=tables.flat(run.environment) if run.environment else [],
         finished=run.finished,
     )
-
-
-def page_template(name: str) -> Template:
-    """Return a template of this room, which escapes whatever is put into it."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)
-
-
-def page_style() -> Markup:
-    """Return the style sheet, which is ours and holds no text from outside."""
-    return Markup((_HERE / "style.css").read_text(encoding="utf-8"))
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
@@ -89,29 +113,15 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     recipe = run.recipe
     last: Mapping[str, Any] = run.metrics[-1] if run.metrics else {}
     facts = [
-        ("Model", _named(recipe.get("model"), "name")),
-        ("Loss", _loss(recipe.get("loss"))),
-        ("Reference", _named(recipe.get("reference"), "model")),
-        ("Data", _named(recipe.get("data"), "train")),
+        ("Model", tables.named(recipe.get("model"), "name")),
+        ("Loss", tables.loss(recipe.get("loss"))),
+        ("Reference", tables.named(recipe.get("reference"), "model")),
+        ("Data", tables.named(recipe.get("data"), "train")),
         ("Steps", number(last["step"]) if last else NONE),
         ("Training time", duration(last.get("time"))),
         ("Tokens", number(last.get("tokens"))),
     ]
     return [(label, value) for label, value in facts if value != NONE]
-
-
-def _named(section: Any, key: str) -> str:
-    value = section.get(key) if isinstance(section, Mapping) else section
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(map(str, value))
-    return NONE if value is None else str(value)
-
-
-def _loss(section: Any) -> str:
-    if not isinstance(section, Mapping):
-        return _named(section, "name")
-    rest = {key: value for key, value in section.items() if key != "name"}
-    return ", ".join([_named(section, "name"), *(f"{key} {tables.plain(value)}" for key, value in rest.items())])
 
 
 def _steps(run: RunFiles) -> list[list[str]]:
@@ -131,28 +141,3 @@ def _steps(run: RunFiles) -> list[list[str]]:
         ]
         for row in rows
     ]
-
-
-def _sample(sample: Mapping[str, Any], during: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a prompt and its completions before, during and after training, as texts."""
-    prompt = _text(sample.get("prompt"))
-    return {
-        "prompt": prompt,
-        "during": [
-            (number(record.get("step")), [_text(text) for text in record.get("completions") or ()])
-            for record in during
-            if _text(record.get("prompt")) == prompt
-        ],
-        "before": [_text(text) for text in sample.get("before") or ()],
-        "after": [_text(text) for text in sample.get("after") or ()],
-    }
-
-
-def _text(value: Any) -> str:
-    """Return a prompt as text; of messages, each behind its role."""
-    if isinstance(value, list):
-        return "\n\n".join(
-            f"{turn.get('role', '')}: {turn.get('content', '')}" if isinstance(turn, Mapping) else str(turn)
-            for turn in value
-        )
-    return "" if value is None else str(value)

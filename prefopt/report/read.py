@@ -6,6 +6,8 @@ A run may still be going, or have been killed: files are missing, half written, 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,11 +51,15 @@ class RunFiles:
     """Training rows, one a logged step, ascending; where a resumed run logged a step twice, the later one."""
     held_out: tuple[Json, ...]
     """Evaluation rows during training, the same way; keys begin with `eval_`."""
+    reference: Json | None
+    """What the policy was compared with: kind, reason."""
     data: Json | None
     before: Json | None
     after: Json | None
     further: tuple[Evaluations, ...]
     """Of other pairs: `eval/NAME_before.json` and `eval/NAME_after.json`."""
+    evals: Mapping[str, Json]
+    """What else was measured, by the name of its file in `eval/`; each says its `kind`."""
     samples: tuple[Json, ...]
     during: tuple[Json, ...]
     """Samples of evaluations during training: step, prompt, completions."""
@@ -71,7 +77,7 @@ def read_run(run: Path) -> RunFiles:
     if not run.is_dir():
         raise RunError(f"There is no run directory {run}: name a directory that `prefopt train` wrote.")
     problems: list[str] = []
-    recipe_text = _text(run / "recipe.yaml", problems)
+    recipe_text = text_file(run / "recipe.yaml", problems)
     records = _lines(run / "metrics.jsonl", problems)
     if recipe_text is None and not records:
         raise RunError(f"{run} holds neither recipe.yaml nor metrics.jsonl, so it is no run: name the run's directory.")
@@ -81,14 +87,16 @@ def read_run(run: Path) -> RunFiles:
     return RunFiles(
         path=run,
         recipe_text=recipe_text,
-        recipe=_parsed(recipe_text, problems),
+        recipe=parsed_recipe(recipe_text, problems),
         environment=_object(run / "environment.json", problems),
         metrics=_by_step(row for row in records if "loss" in row),
         held_out=_by_step(row for row in records if any(key.startswith("eval_") for key in row)),
+        reference=_object(run / "reference.json", problems),
         data=_object(run / "data.json", problems),
         before=before,
         after=after,
         further=_further(run / "eval", problems),
+        evals=_evals(run / "eval", problems),
         samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
         during=tuple(_lines(run / "samples_during.jsonl", problems)),
         alarms=tuple(_lines(run / "alarms.jsonl", problems)),
@@ -99,7 +107,8 @@ def read_run(run: Path) -> RunFiles:
 
 
 def _further(folder: Path, problems: list[str]) -> tuple[Evaluations, ...]:
-    names = sorted({path.name.rpartition("_")[0] for path in folder.glob("*_*.json")} - {""}) if folder.is_dir() else []
+    halves = [*folder.glob("*_before.json"), *folder.glob("*_after.json")]
+    names = sorted({path.name.rpartition("_")[0] for path in halves} - {""})
     found = (
         Evaluations(
             name.replace("_", " "),
@@ -110,7 +119,15 @@ def _further(folder: Path, problems: list[str]) -> tuple[Evaluations, ...]:
     return tuple(one for one in found if one.before or one.after)
 
 
-def _text(path: Path, problems: list[str]) -> str | None:
+def _evals(folder: Path, problems: list[str]) -> dict[str, Json]:
+    """Return every other object of the folder that says what kind it is."""
+    stems = [path.stem for path in sorted(folder.glob("*.json")) if not re.search(r"(^|_)(before|after)$", path.stem)]
+    found = {stem: _object(folder / f"{stem}.json", problems) for stem in stems}
+    return {stem: one for stem, one in found.items() if one is not None and isinstance(one.get("kind"), str)}
+
+
+def text_file(path: Path, problems: list[str]) -> str | None:
+    """Return what a file holds, or None; one that is there and can't be read is a problem."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -122,7 +139,7 @@ def _text(path: Path, problems: list[str]) -> str | None:
 
 def _json(path: Path, problems: list[str]) -> Any:
     """Return the file's value, or None for a missing file and, with a problem, for one that is not whole."""
-    text = _text(path, problems)
+    text = text_file(path, problems)
     if text is None:
         return None
     try:
@@ -144,7 +161,7 @@ def _object(path: Path, problems: list[str]) -> Json | None:
 def _lines(path: Path, problems: list[str]) -> list[Json]:
     """Return the objects of a JSON Lines file, without lines that are torn."""
     records, torn = [], 0
-    for line in (_text(path, problems) or "").splitlines():
+    for line in (text_file(path, problems) or "").splitlines():
         if not line.strip():
             continue
         try:
@@ -172,7 +189,8 @@ def _by_step(rows: Any) -> tuple[Json, ...]:
     return tuple(steps[step] for step in sorted(steps))
 
 
-def _parsed(text: str | None, problems: list[str]) -> Json:
+def parsed_recipe(text: str | None, problems: list[str]) -> Json:
+    """Return a recipe as it was written; what is none is a problem and empty."""
     if text is None:
         return {}
     try:

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 CHOSEN, REJECTED = "#010206", "#010207"
 BEFORE, AFTER, HUMAN = "#010208", "#010209", "#01020a"
+RUNS = ("#01020b", "#01020c", "#01020d", "#01020e", "#01020f", "#010210")
+"""Of runs, or of whatever else stands side by side."""
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -28,6 +30,7 @@ _VARIABLES = {
     BEFORE: "--before",
     AFTER: "--after",
     HUMAN: "--human",
+    **{stand_in: f"--run{letter}" for stand_in, letter in zip(RUNS, "abcdef", strict=True)},
 }
 # Inches of 72 CSS pixels: about the width of a phone, so that text keeps its size there.
 _SIZE = (5.0, 3.0)
@@ -35,7 +38,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prefopt",
     "font.family": "sans-serif",
-    "font.size": 10.5,
+    "font.size": 11.5,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -57,7 +60,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "figure.facecolor": "none",
 }
 

@@ -37,6 +37,8 @@ _MEASURES = (
     ),
     ("logprob", "Log-prob. accuracy", "finds the chosen completion more likely"),
     ("logprob_per_token", "Log-prob. accuracy per token", "the same, with length taken out"),
+    ("reward_per_token", "Implicit-reward accuracy per token", "the first measure, with length taken out"),
+    ("auc", "AUC", "a chosen completion above any rejected one, over all pairs"),
     ("margin", "Mean margin", "implicit reward of chosen minus that of rejected"),
     ("chosen_log_ratio", "Log-ratio of chosen", "log-prob. against the reference, nats"),
     ("rejected_log_ratio", "Log-ratio of rejected", "log-prob. against the reference, nats"),
@@ -49,7 +51,11 @@ _MEANS = {"margin", "chosen_log_ratio", "rejected_log_ratio"}
 
 def held_out(run: RunFiles) -> list[Line]:
     """Return every measure before and after training."""
-    columns = [(evaluation or {}).get("metrics") or {} for evaluation in (run.before, run.after)]
+    return measures([(evaluation or {}).get("metrics") or {} for evaluation in (run.before, run.after)])
+
+
+def measures(columns: Sequence[Measure]) -> list[Line]:
+    """Return every measure of pairs that there is, a cell for each of several `metrics`."""
     return [
         Line(label, meaning, tuple(cell(key, column.get(key)) for column in columns))
         for key, label, meaning in _MEASURES
@@ -153,3 +159,19 @@ def plain(value: Any) -> str:
     if isinstance(value, int):
         return number(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def named(section: Any, key: str) -> str:
+    """Return a setting that stands alone or in a section, as text."""
+    value = section.get(key) if isinstance(section, Mapping) else section
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return NONE if value is None else str(value)
+
+
+def loss(section: Any) -> str:
+    """Return a loss and its settings in a line."""
+    if not isinstance(section, Mapping):
+        return named(section, "name")
+    rest = {key: value for key, value in section.items() if key != "name"}
+    return ", ".join([named(section, "name"), *(f"{key} {plain(value)}" for key, value in rest.items())])

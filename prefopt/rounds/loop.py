@@ -52,7 +52,13 @@ class RoundsResult:
     """Why it ended before the last round, in words."""
 
 
-def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console: Console | None = None) -> RoundsResult:
+def run_rounds(
+    recipe: RoundsRecipe,
+    *,
+    until: StageName | None = None,
+    console: Console | None = None,
+    after_round: Callable[[Path], object] | None = None,
+) -> RoundsResult:
     """Do what the recipe asks for and is not done yet.
 
     What is there and was made of the same inputs with the same settings stays; everything else is made again. Started
@@ -62,6 +68,7 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
         recipe: a validated recipe.
         until: end after this stage of the first round that is not finished.
         console: where progress is shown; None shows nothing.
+        after_round: called with the run directory, on the first process, when a round has become whole.
 
     Raises:
         RunError: the directory can't be written, another process works on it, or nothing was selected.
@@ -74,18 +81,18 @@ def run_rounds(recipe: RoundsRecipe, *, until: StageName | None = None, console:
         say = shown.print if shown else _silent
         run = Run(recipe, ranks, Events(recipe.run / FILE if ranks.main else None), say, shown)
         if not ranks.main:
-            return _whole_run(run, until)
+            return _whole_run(run, until, None)
         _check_directory(recipe.run)
         with locked(recipe.run):
             # First what says whose directory it is: a recipe that lies there may be a user's own.
             run.events.add("start", processes=ranks.size)
             write_text(recipe.run / RECIPE, dump_recipe(recipe))
-            result = _whole_run(run, until)
+            result = _whole_run(run, until, after_round)
             run.events.add("stop", reason=result.stopped)
             return result
 
 
-def _whole_run(run: Run, until: StageName | None) -> RoundsResult:
+def _whole_run(run: Run, until: StageName | None, after_round: Callable[[Path], object] | None) -> RoundsResult:
     run.ranks.meet()  # the directory is there
     with run.ranks.main_first():  # it fetches what the others then find
         _check(run)
@@ -96,6 +103,8 @@ def _whole_run(run: Run, until: StageName | None) -> RoundsResult:
             if name == "evaluate":  # what every round is compared with
                 made |= _do(run, START, name)
             made |= _do(run, number, name)
+            if name == "evaluate" and made and after_round is not None:
+                after_round(run.folder)
             if name == until and (made or not _rest_is_done(run, number, name)):
                 return RoundsResult(run.folder, number + (name == "evaluate"), f"--until {until} was asked for")
         if reason := _stop(run, number):

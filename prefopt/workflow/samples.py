@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.sampling import generate, generate_ids
 from prefopt.train.callbacks import read_metrics, replace_lines
+from prefopt.workflow.shading import pieces
 
 Tokens = tuple[int, ...]
+
+PAIRS_PER_PROMPT = 4
+"""Held-out pairs that are shown of each sampled prompt, at most."""
+_SAMPLED = ("before", "after", "reference")
 
 
 def sample_texts(
@@ -37,6 +42,65 @@ def sample_texts(
     n = options.samples_per_prompt
     shown = [tokenizer.decode(list(prompt), skip_special_tokens=True) for prompt in prompts]
     return [{"prompt": text, when: texts[i * n : (i + 1) * n]} for i, text in enumerate(shown)]
+
+
+def reference_texts(
+    options: EvalConfig,
+    reference: Reference | None,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreferenceData | None,
+) -> list[dict[str, Any]]:
+    """Complete the same prompts by a reference that is a model of its own: [{"reference": [completion, ...]}].
+
+    Nothing where the reference is what the policy began as: its completions are those before training.
+    """
+    compared = None if reference is None else reference.live
+    if compared is None or (model := compared.separate) is None:
+        return []
+    found = sample_texts(options, model, tokenizer, data, "reference")
+    return [{"reference": sample["reference"]} for sample in found]
+
+
+def shade(
+    options: EvalConfig,
+    policy: PackedModel,
+    reference: Reference | None,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreferenceData | None,
+    pairs: PreferenceData | None,
+    samples: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return samples with the held-out pairs of their prompts, and what training taught about each word.
+
+    A sample gets `chosen` and `rejected`, texts of the first pairs of its prompt, and beside every list of texts KEY
+    a list `KEY_tokens`: of each text its pieces, [text, log pi - log pi_ref in nats]. What was sampled is cut as the
+    tokenizer cuts its text. Without a reference that gives log-probs there are texts alone.
+    """
+    of_prompt: dict[Tokens, list[tuple[Tokens, ...]]] = {}
+    for example in pairs.examples if pairs is not None else ():
+        of_prompt.setdefault(example.prompt, []).append(example.completions)
+    found = []
+    for prompt, sample in zip(_prompts(options, data), samples, strict=True):
+        sides = {key: [_ids(tokenizer, text) for text in sample.get(key) or ()] for key in _SAMPLED}
+        shown = of_prompt.get(prompt, [])[:PAIRS_PER_PROMPT]
+        given = {side: [completions[at] for completions in shown] for at, side in enumerate(("chosen", "rejected"))}
+        texts = {
+            side: [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in values]
+            for side, values in given.items()
+            if values
+        }
+        sides = {key: values for key, values in (sides | given).items() if values}
+        asked = [(prompt, ids) for values in sides.values() for ids in values]
+        compared = None if reference is None else reference.live
+        cut = None if compared is None else pieces(
+            policy, compared, tokenizer, asked, token_budget=options.token_budget
+        )  # fmt: skip
+        shaded: dict[str, Any] = {**sample, **texts}
+        if cut is not None:
+            rest = iter(cut)
+            shaded |= {f"{key}_tokens": [next(rest) for _ in values] for key, values in sides.items()}
+        found.append(shaded)
+    return found
 
 
 class SampleWatch:
@@ -85,6 +149,10 @@ class SampleWatch:
             shown = decode(list(prompt), skip_special_tokens=True)
             records.append({"step": step, "prompt": shown, "completions": texts})
         replace_lines(path, [json.dumps(record) for record in records])
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _prompts(options: EvalConfig, data: PreferenceData | None) -> list[Tokens]:

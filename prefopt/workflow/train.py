@@ -44,7 +44,7 @@ from prefopt.workflow.directory import (
 from prefopt.workflow.finished import save_result
 from prefopt.workflow.inputs import load_data, weights_of
 from prefopt.workflow.reference import as_begun, note_reference
-from prefopt.workflow.samples import SampleWatch, sample_texts
+from prefopt.workflow.samples import SampleWatch, reference_texts, sample_texts, shade
 from prefopt.workflow.start import Start
 
 
@@ -195,9 +195,8 @@ def _train(
     after = trainer.ranks.of_model(evaluate)
     if after:
         write(run / AFTER, after.to_dict())
-    tuned = trainer.ranks.of_model(lambda: sample("after"))
     drawn = ranks.of_main(lambda: json.loads((run / SAMPLES).read_text()))
-    write(run / SAMPLES, [{**old, **new} for old, new in zip(drawn, tuned, strict=True)])
+    write(run / SAMPLES, trainer.ranks.of_model(lambda: _samples(trainer, tokenizer, recipe, (held_out, pairs), drawn)))
     kept = ranks.of_main(lambda: json.loads((run / BEFORE).read_text()) if after else None)
     before = PairEvaluation.from_dict(kept) if kept else None
     if ranks.main and (asked := note_reference(trainer.reference, run)):
@@ -250,6 +249,25 @@ def _evaluate(
     if pairs is None:
         return None
     return evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
+
+
+def _samples(
+    trainer: PreferenceTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    data: tuple[PreferenceData | None, PreferenceData | None],
+    drawn: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return what was sampled before training with what is sampled now, and what training taught about each word.
+
+    `data`: what is held out, and its pairs.
+    """
+    held_out, pairs = data
+    reference = trainer.reference.start
+    tuned = sample_texts(recipe.eval, trainer.packed.model, tokenizer, held_out, "after")
+    compared = reference_texts(recipe.eval, reference, tokenizer, held_out) or [{} for _ in tuned]
+    whole = [{**old, **new, **other} for old, new, other in zip(drawn, tuned, compared, strict=True)]
+    return shade(recipe.eval, trainer.packed, reference, tokenizer, held_out, pairs, whole)
 
 
 def _silent(text: str) -> None:

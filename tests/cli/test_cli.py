@@ -23,6 +23,7 @@ VERBS = [
     "train",
     "plan",
     "eval pairs",
+    "report",
     "chat",
     "merge",
     "push",

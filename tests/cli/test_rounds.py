@@ -62,3 +62,34 @@ def test_a_directory_that_is_no_run_of_rounds_is_told_as_such(prefopt: Run, tmp_
         code, _, err = prefopt("rounds", *verb)
         assert code == 2
         assert "is no run of rounds" in err
+
+
+def test_a_report_that_fails_is_a_sentence_and_the_run_goes_on(
+    prefopt: Run, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(recipe).parent / "run"
+    written: list[Path] = []
+
+    def refuse(path: Path) -> Path:
+        written.append(path)
+        raise ValueError("the page [bold]can't[/] be drawn")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prefopt.report.page.write_report", refuse)
+        code, out, err = prefopt("rounds", recipe, "rounds.count=1")
+    assert (code, out.split()[-1]) == (0, str(run))
+    assert f"The report of {run} was not written: the page [bold]can't[/] be drawn" in err
+    assert written == [run, run]  # after the round, and at the end
+    assert not (run / "report.html").exists()
+    code, _, err = prefopt("rounds", recipe, "rounds.count=1")  # nothing is left to do but the page
+    assert (code, f"report: {run / 'report.html'}" in err) == (0, True)
+    assert "prefopt rounds" in (run / "report.html").read_text()
+
+
+def test_the_report_of_runs_is_written_where_it_is_asked_for(prefopt: Run, recipe: str, tmp_path: Path) -> None:
+    run = Path(recipe).parent / "run"
+    out = tmp_path / "new folder" / "page.html"
+    assert prefopt("report", str(run), "--out", str(out))[:2] == (0, f"{out}\n")
+    assert "Samples by round" in out.read_text()
+    code, _, err = prefopt("report", str(tmp_path / "nothing"))
+    assert (code, "There is no run directory" in err) == (2, True)

@@ -79,6 +79,11 @@ class Reference(ABC):
         return self
 
     @property
+    def separate(self) -> Any:
+        """The model that it is, where that is another than the policy ever was; None otherwise."""
+        return None
+
+    @property
     def start(self) -> Reference:
         """What the policy was compared with before training, where that is still to be had."""
         return self

@@ -150,6 +150,10 @@ class FrozenModel(Reference):
     def identity(self) -> Identity | None:
         return identity_of(self._loaded()[0], self.name, adapter=True)
 
+    @property
+    def separate(self) -> Any:
+        return None if self._model is None else self._model.model
+
     def release(self) -> None:
         self._model = None
 

@@ -1,0 +1,255 @@
+"""Several runs on one page: curves over one another, a table side by side, and which of them is best, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefopt.eval.intervals import Mean, mean
+from prefopt.report import tables
+from prefopt.report.document import render_page
+from prefopt.report.frontier import frontier_figure
+from prefopt.report.overlay import over_steps
+from prefopt.report.pairs import column
+from prefopt.report.read import Json, RunFiles
+from prefopt.report.rounds_page import is_whole, paired, rounds_figures
+from prefopt.report.rounds_read import RoundsFiles
+from prefopt.report.samples import Sample, Side, is_shaded, kinds_of, text_of
+from prefopt.report.shading import answers
+from prefopt.report.tables import Cell, cell
+from prefopt.report.verdict import Tile, Verdict
+from prefopt.report.words import NONE, duration, interval, is_number, number, percent, percent_interval, plural
+
+AnyRun = RunFiles | RoundsFiles
+_LETTERS = "abcdef"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in a table of runs."""
+
+    at: int
+    name: str
+    colour: str
+    """A letter of the page's colours of runs, or nothing behind the sixth."""
+    note: str
+    cells: tuple[Cell, ...]
+
+
+def render_several(runs: Sequence[AnyRun]) -> str:
+    """Return the page of several runs, of training or of rounds or both."""
+    named = _names(runs)
+    trained = {name: run for name, run in named.items() if isinstance(run, RunFiles)}
+    rounds = {name: run for name, run in named.items() if isinstance(run, RoundsFiles)}
+    at = {name: number_of for number_of, name in enumerate(named)}
+    samples = _samples(trained)
+    curves = over_steps(
+        {name: run.metrics for name, run in trained.items()}, {name: run.held_out for name, run in trained.items()}, at
+    )
+    frontier = _frontier(trained)
+    return render_page(
+        "several_page.html.j2",
+        scripted=True,
+        names=[(at[name], name, _colour(at[name])) for name in named],
+        heading=f"{plural(len(named), 'run')}, side by side",
+        verdict=_verdict(trained, rounds),
+        problems=[f"{name}: {problem}" for name, run in named.items() for problem in run.problems],
+        nav=[
+            ("runs", "Runs"),
+            *((("training", "Training"),) if trained else ()),
+            *((("rounds", "Rounds"),) if rounds else ()),
+            *((("frontier", "Frontier"),) if frontier else ()),
+            *((("samples", "Samples"),) if samples else ()),
+            ("recipes", "Recipes"),
+        ],
+        trained_columns=TRAINED,
+        rounds_columns=ROUNDS,
+        trained=[_trained_row(at[name], name, run) for name, run in trained.items()],
+        rounds=[_rounds_row(at[name], name, run) for name, run in rounds.items()],
+        curves=curves,
+        rounds_curves=rounds_figures(rounds, at) if rounds else [],
+        frontier=frontier,
+        samples=samples,
+        kinds=kinds_of(samples),
+        shaded=is_shaded(samples),
+        differences=_differences(named),
+    )
+
+
+def _names(runs: Sequence[AnyRun]) -> dict[str, AnyRun]:
+    """Return the runs by name; of runs named alike, with as much of their paths as tells them apart."""
+    paths = [run.path.resolve() for run in runs]
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, runs, strict=True))
+
+
+def _colour(at: int) -> str:
+    return _LETTERS[at] if at < len(_LETTERS) else ""
+
+
+def _verdict(trained: Mapping[str, RunFiles], rounds: Mapping[str, RoundsFiles]) -> Verdict:
+    """Say which run is best and how sure that is; of training and rounds, what there is more of speaks first."""
+    found = [*_best_trained(trained), *_best_rounds(rounds)]
+    if not found:
+        return Verdict("pending", "Nothing to compare yet", ("No two runs are measured on held-out data yet.",), ())
+    title, clear, sentences, tiles = found[0]
+    rest = [f"{other[0]}. {' '.join(other[2])}" for other in found[1:]]
+    return Verdict("good" if clear else "unclear", title, (*sentences, *rest), tiles)
+
+
+Best = tuple[str, bool, list[str], tuple[Tile, ...]]
+
+
+def _best_trained(runs: Mapping[str, RunFiles]) -> list[Best]:
+    after = {name: run.after for name, run in runs.items() if run.after and column(run.after, "policy") is not None}
+    if len(after) < 2:
+        return []
+    all_rewarded = all(column(one, "reference") is not None for one in after.values())
+    what = "implicit reward" if all_rewarded else "log-probability"
+    key = "reward" if all_rewarded else "logprob"
+    values = {name: ((one.get("metrics") or {}).get(key) or {}) for name, one in after.items()}
+    values = {name: one for name, one in values.items() if is_number(one.get("value"))}
+    if len(values) < 2:
+        return []
+    ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
+    best = ranked[0]
+    said, clear = [], True
+    for name in ranked[1:]:
+        if not after[name].get("fingerprint") or after[name].get("fingerprint") != after[best].get("fingerprint"):
+            said.append(f"{name} was measured on other pairs: its {percent(values[name]['value'])} is no comparison.")
+            continue
+        lead = _right(after[best], all_rewarded) - _right(after[name], all_rewarded)
+        found = mean(lead)
+        clear &= found.low is not None and found.low > 0
+        said.append(_ahead(best, name, found, f"of {plural(found.n, 'pair')}"))
+    first = f"{best} ranks {percent(values[best]['value'])} of held-out pairs right by {what}."
+    title = f"Best on held-out pairs: {best}" if clear else f"No clear winner; {best} is ahead on held-out pairs"
+    tiles = tuple(
+        Tile(name, percent(values[name]["value"]), f"95 % interval {percent_interval(values[name])}")
+        for name in ranked[:6]
+    )
+    return [(title, clear, [first, *said, *_caution(len(ranked))], tiles)]
+
+
+def _right(evaluation: Json, rewarded: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return 1 for each pair that is ranked right, 0 for wrong, a half for a tie, (P,)."""
+    policy, reference = column(evaluation, "policy"), column(evaluation, "reference")
+    assert policy is not None  # whoever asks has looked
+    score = policy - reference if rewarded and reference is not None else policy
+    return (np.sign(score[:, 0] - score[:, 1]) + 1) / 2
+
+
+def _best_rounds(runs: Mapping[str, RoundsFiles]) -> list[Best]:
+    last = {name: run.evaluated[-1].name for name, run in runs.items() if run.evaluated}
+    values = {name: (runs[name].measures[one].get("reward") or {}) for name, one in last.items()}
+    values = {name: one for name, one in values.items() if is_number(one.get("value"))}
+    if len(values) < 2:
+        return []
+    ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
+    best = ranked[0]
+    said, clear = [], True
+    for name in ranked[1:]:
+        found = paired(runs[best].rewards.get(last[best], {}), runs[name].rewards.get(last[name], {}))
+        if found is None:
+            said.append(f"{name} was measured on other prompts: its {number(values[name]['value'])} is no comparison.")
+            continue
+        clear &= found.low is not None and found.low > 0
+        said.append(_ahead(best, name, found, f"of {plural(found.n, 'prompt')}", shares=False))
+    first = f"{best} has a mean reward of {number(values[best]['value'])} on held-out prompts after its last round."
+    title = f"Highest held-out reward: {best}" if clear else f"No clear winner; {best} has the highest held-out reward"
+    tiles = tuple(
+        Tile(name, number(values[name]["value"]), f"95 % interval {interval(values[name])}") for name in ranked[:6]
+    )
+    return [(title, clear, [first, *said, *_caution(len(ranked))], tiles)]
+
+
+def _ahead(best: str, name: str, found: Mean, what: str, *, shares: bool = True) -> str:
+    scale, unit = (100, " points") if shares else (1, "")
+    value, low, high = (None if one is None else scale * one for one in (found.value, found.low, found.high))
+    sure = "" if found.low is not None and found.low > 0 else ", which may be chance"
+    return (
+        f"It is {number(value)}{unit} ahead of {name} (95\u00a0% interval {number(low)} to {number(high)} of the "
+        f"differences {what}){sure}."
+    )
+
+
+def _caution(runs: int) -> list[str]:
+    if runs < 3:
+        return []
+    return [f"It was picked from {runs} after the fact, so its own number flatters it somewhat."]
+
+
+TRAINED = ("Run", "Held out, reward", "Log-prob. per token", "Margin", "Displaced", "Steps", "Time", "Tokens")
+ROUNDS = ("Run", "Reward", "pass@1", "KL, nats", "Tokens", "Rounds", "Time")
+
+
+def _trained_row(at: int, name: str, run: RunFiles) -> Row:
+    metrics = (run.after or {}).get("metrics") or {}
+    last: Json = run.metrics[-1] if run.metrics else {}
+    cells = (
+        cell("reward", metrics.get("reward")),
+        cell("logprob_per_token", metrics.get("logprob_per_token")),
+        cell("margin", metrics.get("margin")),
+        cell("displacement", metrics.get("displacement")),
+        Cell(number(last.get("step"))),
+        Cell(duration(last.get("time"))),
+        Cell(number(last.get("tokens"))),
+    )
+    note = tables.loss(run.recipe.get("loss"))
+    note = "" if note == NONE else note
+    return Row(at, name, _colour(at), note if run.finished else f"not finished; {note}", cells)
+
+
+def _rounds_row(at: int, name: str, run: RoundsFiles) -> Row:
+    found = run.measures[run.evaluated[-1].name] if run.evaluated else {}
+    cells = (
+        cell("margin", found.get("reward")),
+        cell("pass", found.get("pass@1")),
+        cell("margin", found.get("kl")),
+        Cell(number((found.get("length") or {}).get("value"))),
+        Cell(number(sum(one.name != "start" for one in run.status.rounds))),
+        Cell(duration(sum(run.seconds.values())) if run.seconds else NONE),
+    )
+    note = tables.loss(run.recipe.get("loss"))
+    return Row(at, name, _colour(at), note if is_whole(run) else f"not finished; {note}", cells)
+
+
+def _frontier(runs: Mapping[str, RunFiles]) -> list[Any]:
+    points: dict[Any, Json] = {}
+    for run in runs.values():
+        for found in run.evals.values():
+            for point in found.get("points") or () if found.get("kind") == "frontier" else ():
+                points[(point.get("run"), point.get("step"), point.get("label"))] = point
+    try:
+        return [frontier_figure("runs", list(points.values()))] if points else []
+    except (TypeError, KeyError, AttributeError):
+        return []
+
+
+def _samples(runs: Mapping[str, RunFiles]) -> list[Sample]:
+    """Return prompts that at least one run sampled: before training, then each run after it."""
+    prompts: dict[str, dict[str, Json]] = {}
+    for name, run in runs.items():
+        for sample in run.samples:
+            prompts.setdefault(text_of(sample.get("prompt")), {})[name] = sample
+    found = []
+    for at, (prompt, by_run) in enumerate(prompts.items()):
+        first = next(iter(by_run.values()))
+        sides = [Side("before", "Before training", "before", answers({"before": first.get("before")}, "before"))]
+        sides += [Side(f"run-{name}", name, "after", answers(sample, "after")) for name, sample in by_run.items()]
+        found.append(Sample(f"Prompt {at + 1}", prompt, tuple(sides)))
+    return found
+
+
+def _differences(runs: Mapping[str, AnyRun]) -> list[tuple[str, list[str]]]:
+    """Return the keys of the recipes that are not the same in all runs: (key, a value a run)."""
+    flat = [dict(tables.flat(run.recipe)) for run in runs.values()]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [(key, [one.get(key, NONE) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -1,0 +1,169 @@
+"""Several runs on one page, runs of rounds, and what else was measured: what the page says of it in words."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prefopt.errors import RunError
+from prefopt.report import write_report, write_reports
+from prefopt.report.measured import measured_sections
+from prefopt.report.read import read_run
+from prefopt.report.shading import answer
+from tests.report.fixture_evals import EVALS, write_evals
+from tests.report.fixture_rounds import write_rounds
+from tests.report.test_page import Page
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def text_of(path: Path) -> str:
+    return Page(path.read_text(encoding="utf-8")).text.replace("\u00a0", " ")
+
+
+def worse(run: Path, other: Path, pairs: int) -> Path:
+    """A copy of a run that ranks the first `pairs` of its rightly ranked pairs wrong."""
+    shutil.copytree(run, other)
+    path = other / "eval" / "after.json"
+    found = json.loads(path.read_text())
+    scores = found["pairs"]
+    right = [
+        at
+        for at, (ours, theirs) in enumerate(zip(scores["policy"], scores["reference"], strict=True))
+        if ours[0] - theirs[0] > ours[1] - theirs[1]
+    ]
+    for at in right[:pairs]:
+        scores["policy"][at] = scores["policy"][at][::-1]
+        scores["reference"][at] = [theirs + 1 for theirs in scores["policy"][at]]
+        scores["reference"][at][1] -= 2
+    total = len(scores["policy"])
+    reward = found["metrics"]["reward"]
+    reward["value"] = (reward["right"] - pairs) / total
+    path.write_text(json.dumps(found))
+    return other
+
+
+def test_the_best_run_is_said_with_the_interval_of_the_paired_difference(run: Path, tmp_path: Path) -> None:
+    other = worse(run, tmp_path / "other", 40)
+    page = text_of(write_reports([other, run], tmp_path / "page.html"))
+    assert "Best on held-out pairs: reviews" in page
+    # 40 of 800 pairs differ, all one way: 5 points, and a standard error of sqrt(0.05 * 0.95 / 800) = 0.77
+    said = r"It is 5 points ahead of other \(95 % interval ([\d.]+) to ([\d.]+) of the differences of 800 pairs\)"
+    found = re.search(said, page)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(5 - 1.96 * 0.77, abs=0.25)
+    assert float(found[2]) == pytest.approx(5 + 1.96 * 0.77, abs=0.25)
+
+
+def test_a_lead_that_may_be_chance_is_no_win_and_other_pairs_are_no_comparison(run: Path, tmp_path: Path) -> None:
+    close = worse(run, tmp_path / "close", 1)
+    other = worse(run, tmp_path / "other", 200)
+    path = other / "eval" / "after.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
+    page = text_of(write_reports([close, run, other], tmp_path / "page.html"))
+    assert "No clear winner; reviews is ahead on held-out pairs" in page
+    assert "which may be chance" in page
+    assert "other was measured on other pairs" in page
+    assert "picked from 3 after the fact" in page
+
+
+def test_runs_that_are_named_alike_are_told_apart_and_one_named_twice_counts_once(run: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(run, tmp_path / "else" / "reviews")
+    page = text_of(write_reports([run, again, run], tmp_path / "page.html"))
+    assert "2 runs, side by side" in page
+    assert "else/reviews" in page
+    assert f"{tmp_path.name}/reviews" in page
+
+
+def test_only_settings_that_differ_are_listed(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    recipe = other / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("beta: 0.1", "beta: 0.3"))
+    page = Page(write_reports([run, other], tmp_path / "page.html").read_text())
+    rows = page.text[page.text.index("Where they differ") :]
+    assert "loss.beta 0.1 0.3" in rows
+    assert "learning_rate" not in rows
+
+
+def test_a_page_of_several_lies_beside_the_first(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "b" / "other")
+    assert write_reports([other, run]) == tmp_path / "b" / "report.html"
+    with pytest.raises(RunError, match="There is no run directory"):
+        write_reports([run, tmp_path / "nowhere"])
+
+
+def test_rounds_say_whether_the_reward_rose(tmp_path: Path) -> None:
+    page = text_of(write_report(write_rounds(tmp_path / "rounds", prompts=40)))
+    assert re.search(r"The reward rose: from 0\.\d+ to 0\.\d+ on held-out prompts", page)
+    assert "After 2 rounds the mean held-out reward has risen by" in page
+    for words in ("After round 1", "At the start", "Stage by stage", "Duplicates", "pass@4", "✓ right, reward 1"):
+        assert words in page
+    assert "<b>perhaps</b>" in page  # as text
+    assert "not finished" not in page
+
+
+def test_rounds_that_did_not_change_are_not_praised(tmp_path: Path) -> None:
+    page = text_of(write_report(write_rounds(tmp_path / "rounds", right=0.0)))
+    assert re.search(r"No clear change of the reward|The reward fell", page)
+
+
+def test_rounds_under_way_are_reported_as_far_as_they_are(tmp_path: Path) -> None:
+    page = text_of(write_report(write_rounds(tmp_path / "rounds", rounds=0, finished=False)))
+    assert "Not finished" in page
+    assert "under way, or interrupted: train of round 0" in page
+    assert "No round has trained yet." in page
+    going = write_rounds(tmp_path / "going", rounds=1, finished=False, prompts=40)
+    for name in ("eval-rollouts.parquet", "eval-scores.parquet"):
+        (going / "round-000" / name).write_bytes(b"torn")
+    page = text_of(write_report(going))
+    assert "round-000/eval-scores.parquet can't be read." in page
+    assert "Not finished; so far: the reward went" in page
+
+
+def test_runs_of_rounds_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    one = write_rounds(tmp_path / "one", right=0.4, prompts=40)
+    two = write_rounds(tmp_path / "two", right=0.05, prompts=40)
+    page = text_of(write_reports([two, one], tmp_path / "page.html"))
+    assert "Highest held-out reward: one" in page
+    assert re.search(r"ahead of two \(95 % interval 0\.\d+ to 0\.\d+ of the differences of 40 prompts\)", page)
+
+
+def test_every_kind_of_measurement_has_its_section(run: Path) -> None:
+    page = text_of(write_report(write_evals(run)))
+    for words in (
+        "dpo wins: its answers are preferred to sft’s in 64.1 % of comparisons with length taken out",
+        "Nothing gives more reward at less divergence than dpo 0.1, dpo 1.",
+        "Overall 73.0 %, the mean of its sections.",
+        "math-prm Reasoning 55.0 % 447",
+        "distinct 2 81.0 % 73.0 %",
+        "toy: accuracy 41.0 % 43.0 %",
+        "p value 0.00400",
+        "Further pairs: hard",
+        "By how far raters agree, beside people",
+        "people side with it in 71.0 %",
+        "AUC",
+    ):
+        assert words in page, words
+    assert "/home/somebody" not in page
+    assert "left out" not in page.replace("Rows left out by a rule", "").replace("rows left out by a rule", "")
+
+
+@pytest.mark.parametrize("name", EVALS)
+@pytest.mark.parametrize("broken", [{}, {"points": [1], "subsets": [], "a": None, "raw": 3, "metrics": 1}])
+def test_a_file_that_holds_something_else_costs_its_section_alone(run: Path, name: str, broken: dict) -> None:
+    (run / "eval" / f"{name}.json").write_text(json.dumps({"kind": name, **broken}))
+    sections, problems = measured_sections(read_run(run))
+    assert len(sections) + len(problems) == 1
+
+
+def test_shading_says_in_words_what_it_shows() -> None:
+    found = answer("good bad", [["good ", 3.0], ["bad", -0.5], [".", 0.1]])
+    assert [piece.level for piece in found.pieces] == ["u3", "d1", ""]
+    assert [piece.said for piece in found.pieces] == ["+3.00 nats", "−0.50 nats", "+0.10 nats"]
+    assert found.words == "+2.60 nats over 3 pieces; raised most: “good” +3.00; lowered most: “bad” −0.50"
+    assert answer("text", [["torn"]]).pieces == ()
+    assert answer("text", None).pieces == ()
