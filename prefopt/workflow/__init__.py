@@ -1,7 +1,8 @@
 """A recipe in, a run directory out, and the way back into a run."""
 
 from prefopt.workflow.directory import INPUTS, claim_directory
-from prefopt.workflow.finished import eval_pairs_run, load_run, save_result
+from prefopt.workflow.evaluations import eval_pairs_run
+from prefopt.workflow.finished import load_run, save_result
 from prefopt.workflow.inputs import load_held_out
 from prefopt.workflow.reference import BuildResult, build_cache, cache_usage, clear_cache
 from prefopt.workflow.start import Start

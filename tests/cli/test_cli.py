@@ -425,6 +425,31 @@ def test_eval_pairs_prints_a_table_or_json(prefopt: Callable[..., Ended], finish
     assert json.loads(out)["metrics"]["reward"] is None
 
 
+def test_eval_pairs_keeps_what_it_measured_in_the_run_or_where_it_is_told(
+    prefopt: Callable[..., Ended], finished: tuple[Ended, Path], tmp_path: Path
+) -> None:
+    run = finished[1]
+    rows = [{**row, "topic": "tea" if at % 2 else "rain", "share": 0.9} for at, row in enumerate(pair_rows(6))]
+    other = str(write_rows(tmp_path / "other.jsonl", rows))
+    code, out, _ = prefopt("eval", "pairs", str(run), "--data", other, "--slice-by", "topic", "--name", "other")
+    assert code == 0
+    assert "rain" in out
+    kept = json.loads((run / "eval/pairs_other.json").read_text())
+    assert (kept["kind"], kept["source"], kept["slice_by"]) == ("pairs", [other], "topic")
+    assert {(part["label"], part["n"]) for part in kept["slices"]} == {("rain", 3), ("tea", 3)}
+    assert kept["calibration"]["against"] == "outcomes"
+    recipe = str(run.parent / "recipe.yaml")
+    raters = ["--data", other, "--slice-by", "share"]
+    assert prefopt("eval", "pairs", recipe, *raters, "--out", str(tmp_path / "base.json")).code == 0
+    assert json.loads((tmp_path / "base.json").read_text())["slices"][0]["label"] == "0.9 to 0.9"
+    code, _, err = prefopt("eval", "pairs", recipe, "--name", "base")
+    assert code == 2
+    assert "--out FILE" in err
+    code, _, err = prefopt("eval", "pairs", str(run), "--slice-by", "topc", "--data", other)
+    assert code == 2
+    assert "did you mean 'topic'?" in err
+
+
 def test_chat_answers_every_piped_line_with_both_models(
     prefopt: Callable[..., Ended], finished: tuple[Ended, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
