@@ -19,6 +19,8 @@ from prefopt.cli import (
     demo,
     doctor,
     evaluate,
+    evaluate_compare,
+    evaluate_rewardbench,
     kernels,
     losses,
     merge,
@@ -62,6 +64,8 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.add_typer(evaluations, name="eval")
 evaluations.command("pairs")(evaluate.pairs)
+evaluations.command("compare")(evaluate_compare.compare)
+evaluations.command("rewardbench")(evaluate_rewardbench.rewardbench)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -12,6 +12,7 @@ from prefopt.data.statistics import wilson
 from prefopt.eval.agreement import AgreementBin, accuracy_by_agreement
 from prefopt.eval.auc import auc
 from prefopt.eval.calibration import Calibration, calibration
+from prefopt.eval.compare import Comparison, Contrast, compare_evaluations, contrast, mcnemar
 from prefopt.eval.config import EvalConfig
 from prefopt.eval.human import HumanAgreement, human_agreement
 from prefopt.eval.intervals import (
@@ -55,6 +56,8 @@ __all__ = [
     "Accuracy",
     "AgreementBin",
     "Calibration",
+    "Comparison",
+    "Contrast",
     "Estimate",
     "EvalConfig",
     "HumanAgreement",
@@ -71,10 +74,13 @@ __all__ = [
     "auc",
     "bin_edges",
     "calibration",
+    "compare_evaluations",
+    "contrast",
     "evaluate_pairs",
     "held_out_pairs",
     "human_agreement",
     "length_bias",
+    "mcnemar",
     "mean",
     "pair_logprobs",
     "pair_metrics",

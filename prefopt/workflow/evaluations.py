@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -11,9 +12,9 @@ from typing import Any
 from prefopt.data import PreferenceData
 from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, RecipeError, RunError
-from prefopt.eval import EvalConfig, PairEvaluation, evaluate_pairs
+from prefopt.eval import Comparison, EvalConfig, PairEvaluation, compare_evaluations, evaluate_pairs
 from prefopt.recipe import load_recipe
-from prefopt.workflow.directory import write_json
+from prefopt.workflow.directory import AFTER, write_json
 from prefopt.workflow.finished import load_measured, run_recipe
 from prefopt.workflow.inputs import load_held_out
 
@@ -71,6 +72,40 @@ def eval_pairs_run(
         named = [source] if isinstance(source, str) else [str(part) for part in source]
         write_evaluation(path, "pairs", {"source": named, **evaluation.to_dict()})
     return evaluation
+
+
+def compare_runs(run_a: Path, run_b: Path, *, name: str | None = None) -> Comparison:
+    """Compare two runs on the same pairs by what they have measured, and write it to `eval/compare.json` of the first.
+
+    Args:
+        run_a: a finished run.
+        run_b: another one.
+        name: compare `eval/pairs_NAME.json` of both; None: `eval/after.json`, measured when their training ended.
+
+    Raises:
+        RunError: one of them is no run, or has not measured such pairs.
+        DataError: they measured different pairs.
+    """
+    a, b = (_measured_pairs(run, name) for run in (run_a, run_b))
+    names = (run_a.name, run_b.name) if run_a.name != run_b.name else (str(run_a), str(run_b))
+    comparison = compare_evaluations(a, b, names)
+    write_evaluation(run_a / "eval" / "compare.json", "compare", {"source": name, **comparison.to_dict()})
+    return comparison
+
+
+def _measured_pairs(run: Path, name: str | None) -> PairEvaluation:
+    run_recipe(run)
+    path = evaluation_path(run, "pairs", name, None) if name is not None else run / AFTER
+    assert path is not None
+    again = f"measure them by prefopt eval pairs {run} --data FILE --name {name or 'NAME'}"
+    if name is None:
+        again += f", the same of the other run, and compare by --name {name or 'NAME'}"
+    try:
+        return PairEvaluation.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise RunError(f"{run} has measured no such pairs (it has no {path.relative_to(run)}); {again}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} holds no measures of pairs; {again}.") from error
 
 
 def evaluation_path(run_or_recipe: Path, kind: str, name: str | None, out: Path | None) -> Path | None:

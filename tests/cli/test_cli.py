@@ -23,6 +23,8 @@ VERBS = [
     "train",
     "plan",
     "eval pairs",
+    "eval compare",
+    "eval rewardbench",
     "chat",
     "merge",
     "push",
@@ -448,6 +450,37 @@ def test_eval_pairs_keeps_what_it_measured_in_the_run_or_where_it_is_told(
     code, _, err = prefopt("eval", "pairs", str(run), "--slice-by", "topc", "--data", other)
     assert code == 2
     assert "did you mean 'topic'?" in err
+
+
+def test_eval_compare_says_that_a_run_is_no_better_than_itself(
+    prefopt: Callable[..., Ended], finished: tuple[Ended, Path], tmp_path: Path
+) -> None:
+    run = finished[1]
+    twin = shutil.copytree(run, tmp_path / "twin")
+    code, out, _ = prefopt("eval", "compare", str(run), str(twin))
+    assert code == 0
+    assert "It can't be told which of run and twin" in out
+    kept = json.loads((run / "eval/compare.json").read_text())
+    assert (kept["kind"], kept["n"], kept["contrasts"][0]["p"]) == ("compare", 8, 1.0)
+    (twin / "eval/after.json").unlink()
+    code, _, err = prefopt("eval", "compare", str(run), str(twin))
+    assert code == 2
+    assert f"prefopt eval pairs {twin} --data FILE" in err
+
+
+def test_eval_rewardbench_scores_a_run_by_its_log_ratios(
+    prefopt: Callable[..., Ended], finished: tuple[Ended, Path], tmp_path: Path
+) -> None:
+    run = finished[1]
+    rows = [{**row, "prompt": row["prompt"][0]["content"], "subset": "hep-go"} for row in pair_rows(8)]
+    bench = str(write_rows(tmp_path / "bench.jsonl", rows))
+    code, out, _ = prefopt("eval", "rewardbench", str(run), bench)
+    assert code == 0
+    assert "Reasoning: - (no rows of math-prm" in out
+    kept = json.loads((run / "eval/rewardbench.json").read_text())
+    pairs = json.loads((run / "eval/after.json").read_text())  # the same rows
+    assert (kept["kind"], kept["mode"]) == ("rewardbench", "implicit reward")
+    assert kept["subsets"]["hep-go"]["accuracy"] == pairs["metrics"]["reward"]["right"] / 8
 
 
 def test_chat_answers_every_piped_line_with_both_models(

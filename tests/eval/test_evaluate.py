@@ -31,11 +31,11 @@ def test_raters_calibrate_the_margin_and_set_the_ceiling(tmp_path: Path, tiny_mo
     reference = build_reference({"model": str(other)}, packed, needed=True)
     data = load_preferences(str(write_rows(tmp_path / "held.jsonl", ROWS)), tokenizer)
     config = EvalConfig(slice_by="topic", human="single", agreement="raters", resamples=100)
-    found = evaluate_pairs(packed, reference, data, config, beta=0.1)
+    found = evaluate_pairs(packed, reference, data, config, beta=10)
     margins = found.pairs.margins
-    assert np.abs(margins).max() > 0.1
+    assert np.abs(margins).max() > 0.03
     raters = [0.6, 0.7, 0.8, 0.9, 1.0, 0.55]
-    assert found.calibration == calibration(sigmoid(0.1 * margins), raters, resamples=100)
+    assert found.calibration == calibration(sigmoid(10 * margins), raters, resamples=100)
     assert found.by_agreement == accuracy_by_agreement(margins, raters, raters, resamples=100)
     assert [(part.label, part.n) for part in found.slices] == [("a", 3), ("b", 2), ("c", 1)]
     with pytest.raises(DataError, match=r"'topic', which has no numbers.*raters, single"):
