@@ -27,6 +27,7 @@ from prefopt.eval.intervals import (
     share_difference,
 )
 from prefopt.eval.length_bias import LengthBias, length_bias
+from prefopt.eval.metrics import metric_path
 from prefopt.eval.pairs import (
     PairEvaluation,
     PairMetrics,
@@ -37,6 +38,7 @@ from prefopt.eval.pairs import (
     slice_groups,
     slice_pairs,
 )
+from prefopt.eval.pass_at import pass_at_k
 
 if TYPE_CHECKING:
     from prefopt.eval.drift import SampledKL, sampled_kl
@@ -82,9 +84,11 @@ __all__ = [
     "length_bias",
     "mcnemar",
     "mean",
+    "metric_path",
     "pair_logprobs",
     "pair_metrics",
     "paired_difference",
+    "pass_at_k",
     "sampled_kl",
     "score_completions",
     "share",
