@@ -19,7 +19,9 @@ from prefopt.cli import (
     demo,
     doctor,
     evaluate,
+    evaluate_compare,
     evaluate_frontier,
+    evaluate_rewardbench,
     evaluate_text,
     evaluate_winrate,
     kernels,
@@ -70,6 +72,8 @@ evaluations.command("frontier")(evaluate_frontier.frontier)
 evaluations.command("winrate")(evaluate_winrate.winrate)
 evaluations.command("text")(evaluate_text.text)
 app.command("report")(report.report)
+evaluations.command("compare")(evaluate_compare.compare)
+evaluations.command("rewardbench")(evaluate_rewardbench.rewardbench)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)

@@ -91,6 +91,7 @@ def demo_recipe(output: Path, steps: int) -> Recipe:
                 "slice_by": "gap",
                 "slice_edges": CLEAR_EDGES,
                 "human": "human",
+                "agreement": "agreement",
                 "samples": 4,
                 "samples_per_prompt": 2,
                 "max_new_tokens": 48,

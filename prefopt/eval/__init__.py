@@ -9,10 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefopt.data.statistics import wilson
+from prefopt.eval.agreement import AgreementBin, accuracy_by_agreement
+from prefopt.eval.auc import auc
+from prefopt.eval.calibration import Calibration, calibration
+from prefopt.eval.compare import Comparison, Contrast, compare_evaluations, contrast, mcnemar
 from prefopt.eval.config import EvalConfig
 from prefopt.eval.human import HumanAgreement, human_agreement
-from prefopt.eval.intervals import Accuracy, Mean, Share, accuracy, mean, share
-from prefopt.eval.pairs import PairEvaluation, PairMetrics, PairScores, Slice, bin_edges, pair_metrics, slice_pairs
+from prefopt.eval.intervals import (
+    Accuracy,
+    Estimate,
+    Mean,
+    Share,
+    accuracy,
+    mean,
+    paired_difference,
+    share,
+    share_difference,
+)
+from prefopt.eval.length_bias import LengthBias, length_bias
+from prefopt.eval.metrics import metric_path
+from prefopt.eval.pairs import (
+    PairEvaluation,
+    PairMetrics,
+    PairScores,
+    Slice,
+    bin_edges,
+    pair_metrics,
+    slice_groups,
+    slice_pairs,
+)
+from prefopt.eval.pass_at import pass_at_k
 
 if TYPE_CHECKING:
     from prefopt.eval.drift import SampledKL, sampled_kl
@@ -30,8 +56,14 @@ _LAZY = {
 
 __all__ = [
     "Accuracy",
+    "AgreementBin",
+    "Calibration",
+    "Comparison",
+    "Contrast",
+    "Estimate",
     "EvalConfig",
     "HumanAgreement",
+    "LengthBias",
     "Mean",
     "PairEvaluation",
     "PairMetrics",
@@ -40,16 +72,28 @@ __all__ = [
     "Share",
     "Slice",
     "accuracy",
+    "accuracy_by_agreement",
+    "auc",
     "bin_edges",
+    "calibration",
+    "compare_evaluations",
+    "contrast",
     "evaluate_pairs",
     "held_out_pairs",
     "human_agreement",
+    "length_bias",
+    "mcnemar",
     "mean",
+    "metric_path",
     "pair_logprobs",
     "pair_metrics",
+    "paired_difference",
+    "pass_at_k",
     "sampled_kl",
     "score_completions",
     "share",
+    "share_difference",
+    "slice_groups",
     "slice_pairs",
     "wilson",
 ]

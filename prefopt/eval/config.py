@@ -15,11 +15,13 @@ class EvalConfig(Section):
     token_budget: int = Field(default=8192, ge=1)
     """Tokens computed at once; changes memory and time, never the numbers."""
     slice_by: str | None = None
-    """A numeric column of the evaluation data; accuracy is also given by its bins."""
+    """A column of the evaluation data; accuracy is also given by bins of its numbers, or by its words."""
     slice_edges: tuple[float, ...] | None = None
     """Ascending edges of the bins, both ends included; None cuts the column into quarters."""
     human: str | None = None
     """A column that holds each pair's share of single raters who agree with the rest: the human ceiling."""
+    agreement: str | None = None
+    """A column that holds each pair's share of raters who prefer the chosen completion: calibration is against it."""
     resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples of each interval."""
     samples: int = Field(default=4, ge=0)

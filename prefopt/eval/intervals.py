@@ -1,7 +1,8 @@
-"""Shares and means with 95 % intervals: Wilson's for a share, a seeded bootstrap for a mean."""
+"""Shares, means and differences with 95 % intervals: Wilson's score for shares, a seeded bootstrap for means."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefopt.data.statistics import wilson
+
+Z = 1.959963984540054
+"""The normal distribution's 97.5 % point."""
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +37,19 @@ class Share:
 @dataclass(frozen=True)
 class Mean:
     """A mean with the 95 % percentile interval of its bootstrap. Empty: no value and no interval."""
+
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with a 95 % interval; what makes it says of which kind. Nothing to measure: no value, no interval."""
 
     n: int
     value: float | None
@@ -94,9 +111,43 @@ def accuracy(margins: ArrayLike) -> Accuracy:
 def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Mean:
     """Return the mean of `values` (n,) with a percentile bootstrap interval that `seed` decides."""
     data = np.asarray(values, dtype=np.float64)
-    n = int(data.size)
-    if n == 0:
+    if data.size == 0:
         return Mean(0, None, None, None)
+    return Mean(int(data.size), float(data.mean()), *_bootstrap(data, resamples, seed))
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Return the mean of second - first, (n,) each and of the same n things, with a bootstrap interval over things."""
+    found = mean(
+        np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64), resamples=resamples, seed=seed
+    )
+    return Estimate(found.n, found.value, found.low, found.high)
+
+
+def share_difference(first: Accuracy | Share, second: Accuracy | Share) -> Estimate:
+    """Return second - first of two shares of different things, with Newcombe's interval from their Wilson intervals.
+
+    Method 10 of Newcombe (1998), Statistics in Medicine 17, 873-890. `n` counts what both shares are of.
+    """
+    counted = _of(first) + _of(second)
+    if first.value is None or second.value is None:
+        return Estimate(counted, None, None, None)
+    assert first.low is not None
+    assert first.high is not None
+    assert second.low is not None
+    assert second.high is not None
+    difference = second.value - first.value
+    below = math.hypot(second.value - second.low, first.high - first.value)
+    above = math.hypot(second.high - second.value, first.value - first.low)
+    return Estimate(counted, difference, difference - below, difference + above)
+
+
+def _of(found: Accuracy | Share) -> int:
+    return found.right + found.wrong if isinstance(found, Accuracy) else found.n
+
+
+def _bootstrap(data: Floats, resamples: int, seed: int) -> tuple[float, float]:
+    n = data.size
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // n)
     means = np.concatenate(
@@ -106,4 +157,4 @@ def mean(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Mean:
         ]
     )
     low, high = np.quantile(means, [0.025, 0.975])
-    return Mean(n, float(data.mean()), float(low), float(high))
+    return float(low), float(high)

@@ -75,7 +75,9 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "IntervalStrategy.NO",
         ):
             yield f"train.eval_strategy is {strategy}, but there is no data.eval to evaluate on; name a file there."
-        if unused := [f"eval.{key}" for key in ("slice_by", "human") if getattr(recipe.eval, key) is not None]:
+        if unused := [
+            f"eval.{key}" for key in ("slice_by", "human", "agreement") if getattr(recipe.eval, key) is not None
+        ]:
             yield f"{unused[0]} slices held-out pairs, but there is no data.eval; name a file there, or leave it out."
 
 

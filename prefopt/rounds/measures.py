@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from prefopt.eval.intervals import mean
+from prefopt.eval.pass_at import pass_at_k
 from prefopt.eval.text import distinct, duplicates
 from prefopt.rounds.config import RoundsEvalConfig
 from prefopt.rounds.tables import ScoreRow
@@ -63,12 +64,8 @@ def drift(now: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
 
 
 def pass_at(k: int, prompt: Sequence[Scored]) -> float | None:
-    """Return the probability that one of k samples is right, without bias, from n >= k of which c are.
-
-    1 - C(n - c, k) / C(n, k), Eq. 1 of arXiv:2107.03374; None where there are fewer than k.
-    """
-    n, right = len(prompt), sum(bool(row.correct) for _, row in prompt)
-    return 1 - math.comb(n - right, k) / math.comb(n, k) if n >= k else None
+    """Return `pass_at_k` of a prompt's samples."""
+    return pass_at_k(len(prompt), sum(bool(row.correct) for _, row in prompt), k)
 
 
 def _log_ratio(pair: Scored) -> float | None:

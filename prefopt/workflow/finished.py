@@ -1,8 +1,8 @@
-"""The way back into a run: what it produced, and measuring it again."""
+"""The way back into a run: what it produced, and what that is measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.data.sources import open_sources
-from prefopt.errors import DataError, RecipeError, RunError
-from prefopt.eval import PairEvaluation, evaluate_pairs
+from prefopt.errors import RunError
 from prefopt.models import load_policy
 from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
@@ -24,7 +22,6 @@ from prefopt.workflow.directory import (
     MODEL,
     RECIPE,
 )
-from prefopt.workflow.inputs import load_held_out
 
 
 def save_result(
@@ -64,41 +61,27 @@ def run_recipe(run: Path) -> Recipe:
     return load_recipe(run / RECIPE, check_files=False)
 
 
-def eval_pairs_run(
-    run_or_recipe: Path, *, data: str | Sequence[str] | None = None, token_budget: int | None = None
-) -> PairEvaluation:
-    """Measure a run, or the model a recipe names, on held-out pairs.
+@dataclass(frozen=True)
+class Measured:
+    """A model that is to be measured, and what its implicit reward is taken against."""
 
-    Args:
-        run_or_recipe: a run directory, or a recipe file, whose model is measured as it is.
-        data: pairs, or scored lists, to measure on instead of the recipe's `data.eval`.
-        token_budget: tokens computed at once; None takes `eval.token_budget`.
+    packed: PackedModel
+    reference: Reference | None
+    """None for a recipe's model, which is its own reference, and where the loss or the recipe has none."""
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
 
-    Raises:
-        RecipeError: there is no data to measure on.
-        DataError: the data is missing, or has no pairs and no lists that prefer one completion to another.
-    """
-    is_run = run_or_recipe.is_dir()
-    recipe = run_recipe(run_or_recipe) if is_run else load_recipe(run_or_recipe)
-    source = data or recipe.data.eval
-    if source is None:
-        raise RecipeError(
-            f"{run_or_recipe} names no data.eval to measure on; give pairs or scored lists by --data FILE."
-        )
-    open_sources(source, recipe.data)  # a missing file is told before a model loads
-    if is_run:
-        model, tokenizer, _ = load_run(run_or_recipe)
-    else:
+
+def load_measured(run_or_recipe: Path) -> Measured:
+    """Load a run with its reference, or the model that a recipe names, as it is. Raises as `load_run`."""
+    if not run_or_recipe.is_dir():
+        recipe = load_recipe(run_or_recipe)
         model, tokenizer = load_policy(recipe.model, trainable=False)
-    held_out = load_held_out(recipe, tokenizer, source)
-    if held_out.form == "unpaired":
-        raise DataError(f"{source} holds labelled completions, not pairs; give pairs or scored lists by --data FILE.")
+        return Measured(PackedModel(model), None, tokenizer, recipe)
+    model, tokenizer, recipe = load_run(run_or_recipe)
     packed = PackedModel(model)
-    loss = recipe.loss.build()
-    compared = is_run and loss.needs_reference and recipe.reference.kind != "none"
-    reference = _run_reference(recipe, packed) if compared else None
-    config = recipe.eval.model_copy(update={"token_budget": token_budget} if token_budget else {})
-    return evaluate_pairs(packed, reference, held_out, config, beta=loss.beta)
+    compared = recipe.loss.build().needs_reference and recipe.reference.kind != "none"
+    return Measured(packed, _run_reference(recipe, packed) if compared else None, tokenizer, recipe)
 
 
 def _run_reference(recipe: Recipe, packed: PackedModel) -> Reference:

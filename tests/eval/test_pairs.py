@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from prefopt.eval import PairScores, bin_edges, pair_metrics, slice_pairs
+from prefopt.eval import PairEvaluation, PairScores, bin_edges, pair_metrics, slice_groups, slice_pairs
 
 # pair        chosen            rejected        length   log-ratios        reward margin
 #   0     -10 (ref -12)     -20 (ref -18)       5, 9      2, -2             4
@@ -130,3 +130,45 @@ def test_every_record_turns_into_strict_json() -> None:
     assert back["metrics"]["reward"]["tie_share"] == pytest.approx(1 / 3)
     assert back["pairs"]["policy"][1] == [-30.0, -20.0]
     assert back["slices"][1]["reward"]["value"] is None
+
+
+def test_per_token_measures_by_hand() -> None:
+    found = pair_metrics(SCORES, beta=0.5)
+    # log-ratios per token: 2/5 + 2/9, -1/20 + 5/5, 0, -5/5 + 1/7, 1/3 - 1/6, 3/7 - 0
+    margins = [2 / 5 + 2 / 9, -1 / 20 + 1, 0, -1 + 1 / 7, 1 / 3 - 1 / 6, 3 / 7]
+    assert (found.reward_per_token.right, found.reward_per_token.wrong, found.reward_per_token.ties) == (4, 1, 1)
+    assert found.margin_per_token.value == pytest.approx(0.5 * sum(margins) / 6)
+    assert found.logprob_margin.value == pytest.approx((10 - 10 + 0 - 1 + 9 - 1) / 6)
+    per_token = [-2 + 20 / 9, -1.5 + 4, 0, -3 + 2, 0, -3 + 10]
+    assert found.logprob_per_token_margin.value == pytest.approx(sum(per_token) / 6)
+
+
+def test_the_area_is_of_log_ratios_and_without_a_reference_of_log_probs() -> None:
+    # chosen 2, -1, 0, -5, 1, 3 against rejected -2, -5, 0, -1, 1, 0: beaten 6, 2.5, 4, 0.5, 5.5, 6 of 6
+    assert pair_metrics(SCORES).auc.value == pytest.approx(24.5 / 36)
+    # chosen -10, -30, -12, -15, -9, -21 against -20, -20, -12, -14, -18, -20: 6, 0, 5.5, 4, 6, 0
+    assert pair_metrics(PairScores(SCORES.policy, None, SCORES.length)).auc.value == pytest.approx(21.5 / 36)
+
+
+def test_words_slice_too_the_most_frequent_first_and_the_rest_together() -> None:
+    slices = slice_groups(SCORES, ["b", "a", "b", None, "c", "a"], human=[0.5, 1, 0.7, 1, 1, 1])
+    assert [(part.label, part.n) for part in slices] == [("a", 2), ("b", 2), ("c", 1)]
+    assert (slices[1].reward.right, slices[1].reward.ties) == (1, 1)
+    assert slices[1].human.value == pytest.approx(0.6)
+    few = slice_groups(SCORES, ["b", "a", "b", "b", "c", "d"], most=2)
+    assert [(part.label, part.n) for part in few] == [("b", 3), ("other (3 values)", 3)]
+
+
+def test_a_file_of_an_earlier_version_is_read_and_what_it_lacks_is_computed_from_its_pairs() -> None:
+    metrics = pair_metrics(SCORES, beta=0.5)
+    now = PairEvaluation(metrics, None, (), None, SCORES, "f").to_dict()
+    new = ("logprob_margin", "logprob_per_token_margin", "reward_per_token", "margin_per_token", "auc", "length_bias")
+    old = {key: now[key] for key in ("metrics", "slice_by", "slices", "human", "fingerprint", "pairs")}
+    old["metrics"] = {key: value for key, value in now["metrics"].items() if key not in new}
+    old["metrics"]["margin"] = {"n": 6, "value": 0.5, "low": -7.0, "high": 7.0}
+    back = PairEvaluation.from_dict(json.loads(json.dumps(old)))
+    assert (back.metrics.auc, back.metrics.length_bias) == (metrics.auc, metrics.length_bias)
+    assert back.metrics.margin.high == 7.0, "what stands in it is kept"
+    assert (back.calibration, back.by_agreement) == (None, ())
+    again = PairEvaluation.from_dict(json.loads(json.dumps(now)))
+    assert again.metrics == metrics

@@ -18,6 +18,7 @@ from prefopt.data import tokenize_rows
 from prefopt.errors import ModelError, RecipeError
 from prefopt.recipe import load_recipe
 from prefopt.rewards import RewardConfig, build_scorer, make_attempt
+from prefopt.workflow import rewardbench_run
 from prefopt.workflow.reward import RewardRun, train_reward
 from tests.models.loading import edit
 from tests.toys import list_rows, pair_rows, write_rows
@@ -189,3 +190,16 @@ def test_a_model_whose_padding_is_the_end_of_a_turn_gets_another(
     made = train_reward(load_recipe(recipe_file(tmp_path, folder)))
     assert made.evaluation == finished.evaluation
     assert json.loads((made.model / "config.json").read_text())["pad_token_id"] == 0
+
+
+def test_a_reward_model_is_scored_by_rewardbenchs_protocol(finished: RewardRun, tmp_path: Path) -> None:
+    bench = [
+        {"prompt": row["prompt"][0]["content"], "subset": "shp"}
+        | {side: row[side][0]["content"] for side in ("chosen", "rejected")}
+        for row in pair_rows(6, seed=8)
+    ]
+    bench[0] |= {"chosen": bench[0]["rejected"], "rejected": bench[0]["chosen"]}
+    found = rewardbench_run(finished.path, str(write_rows(tmp_path / "bench.jsonl", bench)))
+    assert found.mode == "reward model"
+    assert (found.scores.subsets["shp"].correct.count, found.scores.subsets["shp"].correct.n) == (5, 6)
+    assert json.loads((finished.path / "eval/rewardbench.json").read_text())["mode"] == "reward model"
