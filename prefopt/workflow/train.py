@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from prefopt.data import PreferenceData, PreferenceStream
 from prefopt.errors import DataError
 from prefopt.eval import PairEvaluation, evaluate_pairs, held_out_pairs
 from prefopt.models import load_policy
-from prefopt.models.packed import PackedModel
-from prefopt.models.references import Reference
 from prefopt.models.sharded import trained_weights
 from prefopt.recipe import Recipe, dump_recipe
 from prefopt.train.alarms import Alarms
@@ -123,16 +121,16 @@ def _train(
     run = recipe.train.output_dir
     loss = recipe.loss.build()
     ranks.of_main(lambda: claim_directory(run, recipe, resume=resume))
-    say = console.print if console else _silent
-    write = write_json if ranks.main else _write_nothing
     model, tokenizer = load_policy(recipe.model, seed=args.seed if given.start.seed is None else given.start.seed)
-    write(run / ENVIRONMENT, environment.describe())
+    if ranks.main:
+        write_json(run / ENVIRONMENT, environment.describe())
     with ranks.main_first():  # the others find what it tokenized
         data, held_out = given.inputs(recipe, tokenizer, run if ranks.main else None)
 
     progress = [ProgressLine(console)] if console else []
     alarms = Alarms(recipe.alarms, console.print if console else warnings.warn, run / ALARMS)
     listening = [MetricsFile(run / METRICS), *progress, alarms] if ranks.main else []
+    streamed = isinstance(data, PreferenceStream)
     trainer = given.start.build(
         model,
         lambda: PreferenceTrainer(
@@ -145,63 +143,123 @@ def _train(
             tokenizer=tokenizer,
             callbacks=[*listening, *callbacks],
             group_prompts=recipe.data.group_prompts,
-            weights=() if isinstance(data, PreferenceStream) or given.data is not None else weights_of(recipe),
-            workers=0 if isinstance(data, PreferenceStream) else recipe.data.workers or 0,
+            weights=() if streamed or given.data is not None else weights_of(recipe),
+            workers=0 if streamed else recipe.data.workers or 0,
             measures=[SampleWatch(run / SAMPLES_DURING if ranks.main else None, tokenizer, held_out, recipe.eval)],
         ),
     )
     given.start.note(trainer.reference)
-    pairs = _pairs(held_out, say)
-    measured = pairs or held_out
-    say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")
-    epoch = _epoch(trainer, say)
-    summaries = {"eval": measured and measured.summary.to_dict()}
-    write(run / DATA, {"train": {**trainer.data.summary.to_dict(), **epoch}, **summaries})
-    if (settled := settle_budget(trainer, recipe, say)) != recipe:
-        recipe = settled
-        if ranks.main:
-            replace_text(run / RECIPE, dump_recipe(recipe))  # what a resume goes on with
-    say(f"policy: {trainer.packed.admission.reason}")
-    say(f"reference: {trainer.reference.reason}")
-    if ranks.size > 1:
-        say(f"processes: {ranks.size}, each computes its part of every step")
-    if ranks.main:
-        note_reference(trainer.reference, run)
-
-    def evaluate() -> PairEvaluation | None:
-        return _evaluate(trainer.packed, trainer.reference.start, pairs, recipe)
-
-    def sample(when: str) -> list[dict[str, Any]]:
-        return sample_texts(recipe.eval, model, tokenizer, held_out, when)
-
-    # Written last, so a resumed run has its measures before training or takes them.
-    if not ranks.of_main((run / SAMPLES).is_file):
-        say("measuring before training")
-        before = trainer.ranks.of_model(evaluate)
-        drawn = trainer.ranks.of_model(lambda: sample("before"))
-        if before:
-            write(run / BEFORE, before.to_dict())
-        write(run / SAMPLES, [{**s, "after": []} for s in drawn])
+    say = console.print if console else _silent
+    job = Job(recipe, ranks, trainer, tokenizer, held_out, _pairs(held_out, say), say)
+    job.describe()
+    job.measure_before()
     try:
         output = trainer.train(resume_from_checkpoint=resume)
     finally:
         for line in progress:
             line.close()
-    if isinstance(data, PreferenceStream):  # only now it is known what was read
-        write(run / DATA, {"train": trainer.data.summary.to_dict(), **summaries})
-    weights = trained_weights(model) if trainer.ranks.sharded else None
-    ranks.of_main(lambda: save_result(model, tokenizer, run, weights))
-    say("measuring after training")
-    after = trainer.ranks.of_model(evaluate)
-    if after:
-        write(run / AFTER, after.to_dict())
-    drawn = ranks.of_main(lambda: json.loads((run / SAMPLES).read_text()))
-    write(run / SAMPLES, trainer.ranks.of_model(lambda: _samples(trainer, tokenizer, recipe, (held_out, pairs), drawn)))
-    kept = ranks.of_main(lambda: json.loads((run / BEFORE).read_text()) if after else None)
-    before = PairEvaluation.from_dict(kept) if kept else None
-    if ranks.main and (asked := note_reference(trainer.reference, run)):
-        say(asked)
+    if streamed:  # only now it is known what was read
+        job.write_data()
+    job.save()
+    before, after = job.measure_after()
     return RunResult(run, before, after, float(output.metrics.get("train_runtime", 0.0)))
+
+
+@dataclass
+class Job:
+    """A run that is about to train: what it says of itself, what it measures and what it leaves, on each rank."""
+
+    recipe: Recipe
+    ranks: Ranks
+    trainer: PreferenceTrainer
+    tokenizer: PreTrainedTokenizerBase
+    held_out: PreferenceData | None
+    pairs: PreferenceData | None
+    """Those of `held_out` that can be measured."""
+    say: Callable[[str], None]
+
+    @property
+    def run(self) -> Path:
+        """Return the run's directory."""
+        return self.recipe.train.output_dir
+
+    def describe(self) -> None:
+        """Say and write down what is trained on what against what, and settle the token budget."""
+        trainer, say = self.trainer, self.say
+        measured = self.pairs or self.held_out
+        say(f"data: {_counted(trainer.data)} to learn from, {_counted(measured) if measured else 'none'} held out")
+        self.write_data(_epoch(trainer, say))
+        if (settled := settle_budget(trainer, self.recipe, say)) != self.recipe:
+            self.recipe = settled
+            if self.ranks.main:
+                replace_text(self.run / RECIPE, dump_recipe(settled))  # what a resume goes on with
+        say(f"policy: {trainer.packed.admission.reason}")
+        say(f"reference: {trainer.reference.reason}")
+        if self.ranks.size > 1:
+            say(f"processes: {self.ranks.size}, each computes its part of every step")
+        if self.ranks.main:
+            note_reference(trainer.reference, self.run)
+
+    def write_data(self, epoch: Mapping[str, Any] | None = None) -> None:
+        """Write what was read of the data; `epoch`: what an epoch is made of."""
+        measured = self.pairs or self.held_out
+        trained = {**self.trainer.data.summary.to_dict(), **(epoch or {})}
+        self._write(DATA, {"train": trained, "eval": measured and measured.summary.to_dict()})
+
+    def measure_before(self) -> None:
+        """Measure and sample the policy as it begins, unless that is done."""
+        # Samples are written last, so a resumed run has its measures before training or takes them.
+        if self.ranks.of_main((self.run / SAMPLES).is_file):
+            return
+        self.say("measuring before training")
+        before = self._evaluate()
+        drawn = self.trainer.ranks.of_model(
+            lambda: sample_texts(self.recipe.eval, self.trainer.packed.model, self.tokenizer, self.held_out, "before")
+        )
+        if before:
+            self._write(BEFORE, before.to_dict())
+        self._write(SAMPLES, [{**sample, "after": []} for sample in drawn])
+
+    def save(self) -> None:
+        """Write the adapter or the model."""
+        model = self.trainer.packed.model
+        weights = trained_weights(model) if self.trainer.ranks.sharded else None
+        self.ranks.of_main(lambda: save_result(model, self.tokenizer, self.run, weights))
+
+    def measure_after(self) -> tuple[PairEvaluation | None, PairEvaluation | None]:
+        """Measure and sample the policy as it ended; return what held-out pairs said before and say now."""
+        self.say("measuring after training")
+        after = self._evaluate()
+        if after:
+            self._write(AFTER, after.to_dict())
+        drawn = self.ranks.of_main(lambda: json.loads((self.run / SAMPLES).read_text()))
+        self._write(SAMPLES, self.trainer.ranks.of_model(lambda: self._samples(drawn)))
+        kept = self.ranks.of_main(lambda: json.loads((self.run / BEFORE).read_text()) if after else None)
+        if self.ranks.main and (asked := note_reference(self.trainer.reference, self.run)):
+            self.say(asked)
+        return PairEvaluation.from_dict(kept) if kept else None, after
+
+    def _evaluate(self) -> PairEvaluation | None:
+        pairs, recipe, trainer = self.pairs, self.recipe, self.trainer
+        if pairs is None:
+            return None
+        return trainer.ranks.of_model(
+            lambda: evaluate_pairs(
+                trainer.packed, trainer.reference.start, pairs, recipe.eval, beta=recipe.loss.build().beta
+            )
+        )
+
+    def _samples(self, drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return what was sampled before training with what is sampled now, and what was taught about each word."""
+        options, policy, reference = self.recipe.eval, self.trainer.packed, self.trainer.reference.start
+        tuned = sample_texts(options, policy.model, self.tokenizer, self.held_out, "after")
+        compared = reference_texts(options, reference, self.tokenizer, self.held_out) or [{} for _ in tuned]
+        whole = [{**old, **new, **other} for old, new, other in zip(drawn, tuned, compared, strict=True)]
+        return shade(options, policy, reference, self.tokenizer, self.held_out, self.pairs, whole)
+
+    def _write(self, name: str, content: Any) -> None:
+        if self.ranks.main:
+            write_json(self.run / name, content)
 
 
 def _counted(data: PreferenceData | PreferenceStream) -> str:
@@ -242,37 +300,5 @@ def _pairs(held_out: PreferenceData | None, say: Callable[[str], None]) -> Prefe
         return None
 
 
-def _evaluate(
-    packed: PackedModel, reference: Reference, pairs: PreferenceData | None, recipe: Recipe
-) -> PairEvaluation | None:
-    """Measure held-out pairs, where there are any."""
-    if pairs is None:
-        return None
-    return evaluate_pairs(packed, reference, pairs, recipe.eval, beta=recipe.loss.build().beta)
-
-
-def _samples(
-    trainer: PreferenceTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    data: tuple[PreferenceData | None, PreferenceData | None],
-    drawn: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Return what was sampled before training with what is sampled now, and what training taught about each word.
-
-    `data`: what is held out, and its pairs.
-    """
-    held_out, pairs = data
-    reference = trainer.reference.start
-    tuned = sample_texts(recipe.eval, trainer.packed.model, tokenizer, held_out, "after")
-    compared = reference_texts(recipe.eval, reference, tokenizer, held_out) or [{} for _ in tuned]
-    whole = [{**old, **new, **other} for old, new, other in zip(drawn, tuned, compared, strict=True)]
-    return shade(recipe.eval, trainer.packed, reference, tokenizer, held_out, pairs, whole)
-
-
 def _silent(text: str) -> None:
     """Say nothing."""
-
-
-def _write_nothing(path: Path, content: Any) -> None:
-    """Leave writing to rank 0."""
