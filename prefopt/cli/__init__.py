@@ -20,6 +20,7 @@ from prefopt.cli import (
     doctor,
     evaluate,
     evaluate_frontier,
+    evaluate_harness,
     evaluate_text,
     evaluate_winrate,
     kernels,
@@ -68,6 +69,7 @@ evaluations.command("pairs")(evaluate.pairs)
 evaluations.command("frontier")(evaluate_frontier.frontier)
 evaluations.command("winrate")(evaluate_winrate.winrate)
 evaluations.command("text")(evaluate_text.text)
+evaluations.command("harness")(evaluate_harness.harness)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)
