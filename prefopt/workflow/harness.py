@@ -154,7 +154,7 @@ def _model(policy: Any, tokenizer: Any, batch_size: int) -> Any:
 
 @contextmanager
 def _untouched(policy: Any) -> Iterator[None]:
-    """Keep the harness from tying weights anew, which a head that trains as a copy of its own would not survive."""
+    """Keep the harness from tying weights anew, which fails where a tied head trains as a copy of its own."""
     vars(policy)["tie_weights"] = lambda: None
     try:
         yield

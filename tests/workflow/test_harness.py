@@ -180,6 +180,24 @@ def test_the_command_tells_a_group_of_a_model_that_trained_whole(train: Callable
 
 
 @needs_harness
+def test_a_tied_head_that_trained_as_a_copy_stays_one(
+    train: Callable[..., Path], tiny_model: Path, own: Path, tmp_path: Path
+) -> None:
+    tied = tmp_path / "tied"
+    model, tokenizer = load_policy(str(tiny_model), trainable=False, dtype="float32")
+    config = type(model.config).from_dict(model.config.to_dict() | {"tie_word_embeddings": True})
+    type(model)(config).save_pretrained(tied)
+    tokenizer.save_pretrained(tied)
+    run = train("lora: {r: 4, modules_to_save: [lm_head]}, dtype: float32", tied)
+    [found] = harness_of_run(run, ["toy_likelihood"], include=[own], options=HarnessOptions(resamples=20)).compared
+    tuned, tokenizer, _ = load_run(run)
+    total = sum(
+        loglikelihood(tuned.eval(), tokenizer, row["question"], row["answers"][row["right"]]) for row in DOCUMENTS
+    )
+    assert found.tuned.value == pytest.approx(math.exp(-total / 6), rel=1e-4)
+
+
+@needs_harness
 def test_what_is_wrong_with_a_task_is_told_before_a_model_loads(own: Path, tmp_path: Path) -> None:
     (own / "gone.yaml").write_text(
         CHOICE.replace("toy_choice", "gone").replace("include: common", "include: elsewhere")
