@@ -21,6 +21,7 @@ from prefopt.cli import (
     evaluate,
     evaluate_compare,
     evaluate_frontier,
+    evaluate_harness,
     evaluate_rewardbench,
     evaluate_text,
     evaluate_winrate,
@@ -74,6 +75,7 @@ evaluations.command("text")(evaluate_text.text)
 app.command("report")(report.report)
 evaluations.command("compare")(evaluate_compare.compare)
 evaluations.command("rewardbench")(evaluate_rewardbench.rewardbench)
+evaluations.command("harness")(evaluate_harness.harness)
 app.command("chat")(chat.chat)
 app.command("merge")(merge.merge)
 app.command("push")(push.push)
