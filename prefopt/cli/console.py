@@ -22,6 +22,11 @@ def results() -> Console:
     return Console()
 
 
+def say(line: str) -> None:
+    """Tell what is being done, or where something lies, on stderr: not wrapped, nothing in it is markup."""
+    messages().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout, plain, for programs."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

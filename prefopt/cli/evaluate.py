@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import print_json, results
+from prefopt.cli.console import print_json, results, say
 
 if TYPE_CHECKING:
     from prefopt.eval import Accuracy, AgreementBin, Calibration, Estimate, Mean, PairEvaluation, Share
@@ -38,9 +38,9 @@ def pairs(
     name: Annotated[
         str | None, typer.Option(help="Keep a run's measures as eval/pairs_NAME.json instead of eval/pairs.json.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the measures to this file instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/pairs.json of the run.")] = None,
     token_budget: TokenBudget = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, each pair included, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what pairs.json holds, each pair included.")] = False,
 ) -> None:
     """Measure on held-out pairs how often a model prefers the chosen completion.
 
@@ -56,12 +56,13 @@ def pairs(
     - `prefopt eval pairs recipe.yaml --out base.json`
     """
     from prefopt.workflow import eval_pairs_run
+    from prefopt.workflow.directory import evaluation_json
 
     evaluation = eval_pairs_run(
-        run_or_recipe, data=data, slice_by=slice_by, name=name, out=out, token_budget=token_budget
+        run_or_recipe, data=data, slice_by=slice_by, name=name, out=out, token_budget=token_budget, say=say
     )
     if as_json:
-        print_json(evaluation.to_dict())
+        print_json(evaluation_json("pairs", evaluation.to_dict()))
     else:
         _show(evaluation)
 

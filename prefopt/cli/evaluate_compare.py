@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import print_json, results
+from prefopt.cli.console import print_json, results, say
 from prefopt.cli.evaluate import cells, plain_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def compare(
         str | None,
         typer.Option(help="Compare eval/pairs_NAME.json of both, instead of what they measured after training."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/compare.json of RUN_A.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what compare.json holds.")] = False,
 ) -> None:
     """Say which of two runs prefers the chosen completion of the same pairs more often, or that it can't be told.
 
@@ -35,10 +36,11 @@ def compare(
       `prefopt eval compare runs/dpo runs/ipo --name other`
     """
     from prefopt.workflow import compare_runs
+    from prefopt.workflow.directory import evaluation_json
 
-    found = compare_runs(run_a, run_b, name=name)
+    found = compare_runs(run_a, run_b, name=name, out=out, say=say)
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("compare", found.to_dict()))
     else:
         _show(found)
 
@@ -48,8 +50,8 @@ def _show(found: Comparison) -> None:
 
     words = {"reward": "reward", "logprob": "log-prob", "logprob_per_token": "log-prob per token"}
     table = Table(
-        "prefers chosen by", plain_text(found.a), plain_text(found.b), "difference", "95 % interval", "only a / b",
-        "p", "margin", "95 % interval", title=f"{found.n} pairs",
+        "prefers chosen by", plain_text(found.a), plain_text(found.b), "b minus a", "95 % interval", "only a / b",
+        "p", "margin, b minus a", "95 % interval", title=f"{found.n} pairs",
     )  # fmt: skip
     for part in found.contrasts:
         split = f"{part.only_a} / {part.only_b}"

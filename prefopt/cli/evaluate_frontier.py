@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import messages, print_json, results
+from prefopt.cli.console import print_json, results, say
 
 if TYPE_CHECKING:
     from prefopt.eval.frontier import Frontier
-    from prefopt.eval.kl import Estimate
+    from prefopt.eval.kl import ClusteredMean
 
 
 def frontier(
@@ -35,7 +35,10 @@ def frontier(
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for all runs.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens scored at once: memory and time.")] = 8192,
-    out: Annotated[Path | None, typer.Option(help="The folder to write to, instead of the first run's eval.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write to, instead of the first run's eval: these are several files."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what frontier.json holds.")] = False,
 ) -> None:
     """Measure what runs earn on samples against how far they moved: mean reward by sequence KL to the reference.
@@ -49,9 +52,9 @@ def frontier(
     - `prefopt eval frontier runs/beta-* --scorer sentiment --out frontier`
     - `prefopt eval frontier runs/irpo runs/dpo --reward rounds.yaml --checkpoints`
     """
+    from prefopt.workflow.directory import evaluation_json
     from prefopt.workflow.frontier import FrontierOptions, frontier_of_runs
 
-    console = messages()
     found = frontier_of_runs(
         runs,
         scorer=scorer,
@@ -68,13 +71,12 @@ def frontier(
             batch_size=batch_size,
             token_budget=token_budget,
         ),
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        say=say,
     )
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("frontier", found.to_dict()))
     else:
         _show(found)
-        typer.echo((out or runs[0] / "eval") / "frontier.json")
 
 
 def _show(found: Frontier) -> None:
@@ -92,7 +94,7 @@ def _show(found: Frontier) -> None:
     results().print(table)
 
 
-def _cell(found: Estimate) -> str:
+def _cell(found: ClusteredMean) -> str:
     if found.value is None or found.low is None or found.high is None:
         return "-"
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"

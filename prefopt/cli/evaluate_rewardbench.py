@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import print_json, results
+from prefopt.cli.console import print_json, results, say
 from prefopt.cli.evaluate import TokenBudget, cells, plain_text
 
 if TYPE_CHECKING:
@@ -26,9 +26,11 @@ def rewardbench(
     file: Annotated[
         str, typer.Argument(help="Rows with prompt, chosen, rejected and subset.", metavar="FILE", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option(help="Write the scores to this file, not into the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file, instead of eval/rewardbench.json of the run.")
+    ] = None,
     token_budget: TokenBudget = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what rewardbench.json holds.")] = False,
 ) -> None:
     """Score a model by RewardBench's protocol, on a local file of its rows.
 
@@ -42,10 +44,11 @@ def rewardbench(
     - `prefopt eval rewardbench recipe.yaml reward_bench.jsonl --out base.json`
     """
     from prefopt.workflow import rewardbench_run
+    from prefopt.workflow.directory import evaluation_json
 
-    found = rewardbench_run(run_or_recipe, file, token_budget=token_budget, out=out)
+    found = rewardbench_run(run_or_recipe, file, token_budget=token_budget, out=out, say=say)
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("rewardbench", found.to_dict()))
     else:
         _show(found)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import messages, print_json, results
+from prefopt.cli.console import print_json, results, say
 
 if TYPE_CHECKING:
     from prefopt.eval import Mean, Share
@@ -26,6 +26,7 @@ def text(
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for both models.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens scored at once: memory and time.")] = 8192,
+    out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/text.json of the run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what text.json holds.")] = False,
 ) -> None:
     """Measure perplexity, entropy, diversity, refusals and length before and after training, on the same prompts.
@@ -36,19 +37,20 @@ def text(
 
     - `prefopt eval text runs/mine --samples-per-prompt 8`
     """
+    from prefopt.workflow.directory import evaluation_json
     from prefopt.workflow.text import TextOptions, text_of_run
 
-    console = messages()
     found = text_of_run(
         run,
         prompts=prompts,
         column=prompt_column,
         limit=limit,
+        out=out,
         options=TextOptions(samples_per_prompt, max_new_tokens, seed, batch_size, token_budget),
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        say=say,
     )
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("text", found.to_dict()))
     else:
         _show(found)
 
@@ -70,6 +72,8 @@ def _show(result: TextResult) -> None:
     )
     console = results()
     console.print(table)
+    if result.no_perplexity is not None:
+        console.print(f"no perplexity: {result.no_perplexity}", soft_wrap=True, highlight=False, markup=False)
     for sentence in result.drift:
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import messages, print_json, results
+from prefopt.cli.console import print_json, results, say
 
 if TYPE_CHECKING:
-    from prefopt.eval.winrate import Rate
+    from prefopt.eval import Estimate
     from prefopt.workflow.winrate import WinrateResult
 
 _SIDE = "A run directory, a recipe whose model is taken as it is, or a model."
@@ -32,23 +32,23 @@ def winrate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for both.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="The folder to write to, instead of A's eval.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/winrate.json of A.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what winrate.json holds.")] = False,
 ) -> None:
     """Compare what two models answer to the same prompts with the same seeds.
 
     Printed are the raw win rate, ties half, and the one at equal length, which is of this comparison alone and not
     the leaderboard number of a like name; both with 95 % intervals over prompts. A judge sees every pair in both
-    orders; opposite verdicts are a tie.
+    orders; opposite verdicts are a tie. The answers lie beside the rates, as `winrate_samples.jsonl`.
 
     **Examples**
 
     - `prefopt eval winrate runs/mine HuggingFaceTB/SmolLM2-135M-Instruct --scorer sentiment`
     - `prefopt eval winrate runs/dpo runs/ipo --judge judge.yaml --prompts questions.jsonl`
     """
+    from prefopt.workflow.directory import evaluation_json
     from prefopt.workflow.winrate import WinrateOptions, winrate_of
 
-    console = messages()
     found = winrate_of(
         a,
         b,
@@ -60,10 +60,10 @@ def winrate(
         limit=limit,
         out=out,
         options=WinrateOptions(samples_per_prompt, max_new_tokens, temperature, seed, batch_size),
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        say=say,
     )
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("winrate", found.to_dict()))
     else:
         _show(found)
 
@@ -89,7 +89,7 @@ def _show(result: WinrateResult) -> None:
         console.print(f"no verdict, {count} times: {reason}", markup=False)
 
 
-def _cells(rate: Rate) -> tuple[str, str]:
+def _cells(rate: Estimate) -> tuple[str, str]:
     if rate.value is None:
         return "-", "-"
     return f"{rate.value:.1%}", f"{rate.low:.1%} to {rate.high:.1%}"

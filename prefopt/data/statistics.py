@@ -35,7 +35,7 @@ class Rate:
         return cls(count, n, count / n, *wilson(count, n))
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """Return the 95 % score interval of a proportion (Wilson 1927), count of n; n > 0."""
     p = count / n
     centre = p + _Z**2 / (2 * n)

@@ -27,7 +27,7 @@ from prefopt.eval.intervals import (
     share_difference,
 )
 from prefopt.eval.length_bias import LengthBias, length_bias
-from prefopt.eval.metrics import metric_path
+from prefopt.eval.metrics import metric_names, metric_path
 from prefopt.eval.pairs import (
     PairEvaluation,
     PairMetrics,
@@ -84,6 +84,7 @@ __all__ = [
     "length_bias",
     "mcnemar",
     "mean",
+    "metric_names",
     "metric_path",
     "pair_logprobs",
     "pair_metrics",

@@ -53,6 +53,8 @@ class Comparison:
     """The one to judge by first: the reward where both have one, otherwise the log-prob."""
     verdict: str
     """Who is better by it, or that it can't be told: a sentence."""
+    pairs: str | None = None
+    """Under which name both runs keep what is compared; `after`: measured when their training ended."""
 
     def to_dict(self) -> dict[str, Any]:
         return plain(self)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prefopt.eval.intervals import Mean
-from prefopt.eval.kl import Estimate, SequenceKL, dominating
+from prefopt.eval.kl import ClusteredMean, SequenceKL, dominating
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class FrontierPoint:
     """Optimizer steps of a checkpoint, or rounds; None for the end of a run."""
     loss: str | None
     beta: float | None
-    reward: Estimate
-    kl: Estimate
-    kl_log_ratio: Estimate
+    reward: ClusteredMean
+    kl: ClusteredMean
+    kl_log_ratio: ClusteredMean
     truncated: float
     """Share of samples that were cut."""
     length: Mean
@@ -37,7 +37,7 @@ class FrontierPoint:
     @classmethod
     def of(
         cls,
-        reward: Estimate,
+        reward: ClusteredMean,
         moved: SequenceKL,
         *,
         label: str,
@@ -70,7 +70,6 @@ class Frontier:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": "frontier",
             "scorer": self.scorer,
             "prompts": self.prompts,
             "samples_per_prompt": self.samples_per_prompt,

@@ -25,7 +25,7 @@ from prefopt.eval.intervals import Floats, Mean, mean
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ClusteredMean:
     """A mean over prompts of each prompt's mean, with its standard error and a 95 % bootstrap interval over prompts."""
 
     n: int
@@ -44,9 +44,9 @@ class Estimate:
 class SequenceKL:
     """How far a policy has moved from its reference, nats a completion."""
 
-    kl: Estimate
+    kl: ClusteredMean
     """By the exact divergence at every sampled token."""
-    kl_log_ratio: Estimate
+    kl_log_ratio: ClusteredMean
     """By log-ratios: the same in expectation, a check on the first."""
     length: Mean
     """Tokens a completion, a mean over prompts."""
@@ -58,7 +58,7 @@ class SequenceKL:
         return asdict(self)
 
 
-def clustered_mean(values: ArrayLike, prompts: Sequence[Any], *, resamples: int = 2000, seed: int = 0) -> Estimate:
+def clustered_mean(values: ArrayLike, prompts: Sequence[Any], *, resamples: int = 2000, seed: int = 0) -> ClusteredMean:
     """Return the mean over prompts of each prompt's mean: samples of one prompt are not independent.
 
     Args:
@@ -74,7 +74,7 @@ def clustered_mean(values: ArrayLike, prompts: Sequence[Any], *, resamples: int 
     n = len(means)
     found = mean(means, resamples=resamples, seed=seed)
     error = float(means.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Estimate(n, found.value, found.low, found.high, error)
+    return ClusteredMean(n, found.value, found.low, found.high, error)
 
 
 def prompt_means(values: ArrayLike, prompts: Sequence[Any]) -> Floats:

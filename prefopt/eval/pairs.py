@@ -169,6 +169,8 @@ class PairEvaluation:
     """Of sigma(margin); None without a reference."""
     by_agreement: tuple[AgreementBin, ...] = ()
     """Primary accuracy by how far raters agree, where that is known."""
+    source: tuple[str, ...] = ()
+    """The files that the pairs are from."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy; what has no value (nothing to count) is None."""
@@ -193,6 +195,7 @@ class PairEvaluation:
             fingerprint=value["fingerprint"],
             calibration=None if calibrated is None else rebuild(Calibration, calibrated),
             by_agreement=tuple(rebuild(AgreementBin, part) for part in value.get("by_agreement", ())),
+            source=tuple(value.get("source") or ()),
         )
 
 

@@ -162,7 +162,7 @@ def _change(what: str, base: Mean | Share | None, tuned: Mean | Share | None, fo
     assert None not in (base.low, base.high, tuned.low, tuned.high)  # what has a value has an interval
     apart = tuned.low > base.high or tuned.high < base.low  # type: ignore[operator]
     word = "rose" if tuned.value > base.value else "fell"
-    if tuned.value == base.value:
+    if f"{tuned.value:{form}}" == f"{base.value:{form}}":
         return f"{what}: {base.value:{form}}{unit} before and after."
     sure = "" if apart else "; the intervals overlap"
     return f"{what} {word} from {base.value:{form}} to {tuned.value:{form}}{unit}{sure}."

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefopt.data.statistics import wilson
 from prefopt.errors import DataError
-from prefopt.eval.intervals import Floats, Mean, Share, mean
+from prefopt.eval.intervals import Estimate, Floats, Mean, Share, mean, share
 from prefopt.eval.kl import prompt_means
 
 RIDGE = 1e-3
@@ -33,23 +33,12 @@ _BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
-class Rate:
-    """A rate with a 95 % bootstrap interval over prompts."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Position:
     """What a judge that saw both orders says about itself."""
 
-    first: Share
-    """How often the answer that stood first was preferred, of all verdicts that prefer one; 0.5 is no bias."""
+    first: Estimate
+    """How often the answer that stood first was preferred, of all verdicts that prefer one; 0.5 is no bias. The two
+    verdicts of a comparison count as one in the interval, Wilson's: `n` is the comparisons with a preference."""
     agree: Share
     """How often both orders lead to the same preference, of comparisons where both prefer one."""
 
@@ -68,9 +57,9 @@ class WinRate:
     ties: int
     failed: int
     """Comparisons without a verdict; they count for nothing else."""
-    raw: Rate
-    """Ties count half; a mean over prompts."""
-    length_controlled: Rate
+    raw: Estimate
+    """Ties count half; a mean over prompts, with a bootstrap interval over prompts, as the next one."""
+    length_controlled: Estimate
     """The same at equal length, see above."""
     length_effect: float | None
     """phi: above 0, the longer one wins more often."""
@@ -137,8 +126,8 @@ def win_rate(
         wins_b=int((result == 0).sum()),
         ties=int((result == 0.5).sum()),
         failed=int((~there).sum()),
-        raw=Rate(raw.value, raw.low, raw.high),
-        length_controlled=Rate(float(_sigmoid(theta)[0]), float(low), float(high)),
+        raw=Estimate(raw.n, raw.value, raw.low, raw.high),
+        length_controlled=Estimate(len(names), float(_sigmoid(theta)[0]), float(low), float(high)),
         length_effect=float(phi[0]) if spread > 0 else None,
         length_a=mean(prompt_means(one, listed), resamples=resamples, seed=seed),
         length_b=mean(prompt_means(other, listed), resamples=resamples, seed=seed),
@@ -159,14 +148,13 @@ def both_orders(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Position]:
     outcome = np.where(np.isfinite(total), (np.sign(total - 1) + 1) / 2, np.nan)
     both = np.isin(ahead, (0, 1)) & np.isin(behind, (0, 1))
     chose_first = int((ahead == 1).sum() + (behind == 0).sum())
-    decided = int(np.isin(ahead, (0, 1)).sum() + np.isin(behind, (0, 1)).sum())
-    return outcome, Position(
-        _share(chose_first, decided), _share(int((both & (ahead == behind)).sum()), int(both.sum()))
-    )
-
-
-def _share(count: int, n: int) -> Share:
-    return Share(count, n, count / n, *wilson(count, n)) if n else Share(0, 0, None, None, None)
+    prefers = np.isin(ahead, (0, 1)).astype(int) + np.isin(behind, (0, 1))
+    decided, comparisons = int(prefers.sum()), int((prefers > 0).sum())
+    first_preferred = Estimate(0, None, None, None)
+    if decided:
+        rate = chose_first / decided
+        first_preferred = Estimate(comparisons, rate, *wilson(rate * comparisons, comparisons))
+    return outcome, Position(first_preferred, share(ahead[both] == behind[both]))
 
 
 def _fit(result: Floats, bent: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,28 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader, or a kill, never meets half of it."""
     replace_text(path, json.dumps(content, indent=1))
+
+
+def evaluation_json(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return measures as every file of `eval/` has them: first of which kind they are and which version measured."""
+    return {"kind": kind, "prefopt": version("prefopt"), **content}
+
+
+def write_evaluation(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write `evaluation_json`, whole or not at all. Raises RunError where it can't be written."""
+    try:
+        write_json(path, evaluation_json(kind, content))
+    except OSError as error:
+        raise RunError(f"{path} can't be written ({error.strerror}); name another place by --out.") from error
+
+
+def keep_evaluation(
+    path: Path | None, kind: str, content: Mapping[str, Any], say: Callable[[str], object] = lambda _: None
+) -> None:
+    """Write `write_evaluation`, unless `path` is None, and say where, and whether a report shows it."""
+    if path is None:
+        say("kept nowhere; name a file by --out to keep it")
+        return
+    write_evaluation(path, kind, content)
+    shown = path.parent.name == "eval" and (path.parent.parent / RECIPE).is_file()
+    say(f"kept in {path}" + ("" if shown else "; a report shows only what lies in eval of a run"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from prefopt.data.sources import open_sources
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.eval import Comparison, EvalConfig, PairEvaluation, compare_evaluations, evaluate_pairs
 from prefopt.recipe import load_recipe
-from prefopt.workflow.directory import AFTER, write_json
+from prefopt.workflow.directory import AFTER, keep_evaluation
 from prefopt.workflow.finished import load_measured, run_recipe
 from prefopt.workflow.inputs import load_held_out
 
@@ -30,6 +30,7 @@ def eval_pairs_run(
     token_budget: int | None = None,
     name: str | None = None,
     out: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> PairEvaluation:
     """Measure a run, or the model a recipe names, on held-out pairs, and write what was found.
 
@@ -41,6 +42,7 @@ def eval_pairs_run(
         token_budget: tokens computed at once; None takes `eval.token_budget`.
         name: of a run, what its measures are kept as: `eval/pairs_NAME.json`; None: `eval/pairs.json`.
         out: a file to write to instead. A recipe's measures are written nowhere else.
+        say: is told where they are kept.
 
     Raises:
         RecipeError: there is no data to measure on, or a name that can't be one.
@@ -67,20 +69,30 @@ def eval_pairs_run(
         changed |= {} if slice_by == recipe.eval.slice_by else {"slice_edges": None}  # those of another column
     config = config.model_copy(update=changed)
     beta = recipe.loss.build().beta
-    evaluation = evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta)
-    if path is not None:
-        named = [source] if isinstance(source, str) else [str(part) for part in source]
-        write_evaluation(path, "pairs", {"source": named, **evaluation.to_dict()})
+    evaluation = replace(
+        evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta),
+        source=(source,) if isinstance(source, str) else tuple(map(str, source)),
+    )
+    keep_evaluation(path, "pairs", evaluation.to_dict(), say)
     return evaluation
 
 
-def compare_runs(run_a: Path, run_b: Path, *, name: str | None = None) -> Comparison:
+def compare_runs(
+    run_a: Path,
+    run_b: Path,
+    *,
+    name: str | None = None,
+    out: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Comparison:
     """Compare two runs on the same pairs by what they have measured, and write it to `eval/compare.json` of the first.
 
     Args:
         run_a: a finished run.
         run_b: another one.
         name: compare `eval/pairs_NAME.json` of both; None: `eval/after.json`, measured when their training ended.
+        out: a file to write to instead.
+        say: is told where it is kept.
 
     Raises:
         RunError: one of them is no run, or has not measured such pairs.
@@ -88,8 +100,8 @@ def compare_runs(run_a: Path, run_b: Path, *, name: str | None = None) -> Compar
     """
     a, b = (_measured_pairs(run, name) for run in (run_a, run_b))
     names = (run_a.name, run_b.name) if run_a.name != run_b.name else (str(run_a), str(run_b))
-    comparison = compare_evaluations(a, b, names)
-    write_evaluation(run_a / "eval" / "compare.json", "compare", {"source": name, **comparison.to_dict()})
+    comparison = replace(compare_evaluations(a, b, names), pairs=name or "after")
+    keep_evaluation(out or run_a / "eval" / "compare.json", "compare", comparison.to_dict(), say)
     return comparison
 
 
@@ -123,14 +135,6 @@ def evaluation_path(run_or_recipe: Path, kind: str, name: str | None, out: Path 
     if out is not None or not run_or_recipe.is_dir():
         return out
     return run_or_recipe / "eval" / (f"{kind}.json" if name is None else f"{kind}_{name}.json")
-
-
-def write_evaluation(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write measures as JSON with what they are and which version measured them. Raises RunError where it can't be."""
-    try:
-        write_json(path, {"kind": kind, "prefopt": version("prefopt"), **content})
-    except OSError as error:
-        raise RunError(f"{path} can't be written ({error.strerror}); name another place by --out FILE.") from error
 
 
 def _with_its_columns(config: EvalConfig, data: PreferenceData) -> EvalConfig:

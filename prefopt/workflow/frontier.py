@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from prefopt.eval.kl import clustered_mean, sequence_kl
 from prefopt.rewards import Reward, RewardConfig, build_scorer, reward_identity
 from prefopt.sampling import Prompt
 from prefopt.train.callbacks import replace_text
-from prefopt.workflow.directory import write_json
+from prefopt.workflow.directory import keep_evaluation, write_json
 from prefopt.workflow.frontier_figure import draw_frontier
 from prefopt.workflow.generations import (
     Weights,
@@ -112,7 +111,7 @@ def frontier_of_runs(
         samples_per_prompt=options.samples_per_prompt,
         max_new_tokens=options.max_new_tokens,
     )
-    _write(made, folder)
+    _write(made, folder, say)
     return made
 
 
@@ -212,11 +211,11 @@ def _point(weights: Weights, rows: Sequence[dict[str, Any]], resamples: int) -> 
     )
 
 
-def _write(made: Frontier, folder: Path) -> None:
+def _write(made: Frontier, folder: Path, say: Callable[[str], object]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draw_frontier(made, folder)
         replace_text(folder / "frontier.csv", made.to_csv())
-        write_json(folder / "frontier.json", {**made.to_dict(), "prefopt": version("prefopt")})
     except OSError as error:
         raise RunError(f"{folder} can't be written: {error.strerror}; name another folder by --out.") from error
+    keep_evaluation(folder / "frontier.json", "frontier", made.to_dict(), say)

@@ -23,7 +23,7 @@ from prefopt.models.dtypes import resolve_device, resolve_dtype
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import build_reference
 from prefopt.models.scoring import example_divergences
-from prefopt.models.source import find_adapter, find_model
+from prefopt.models.source import Source, find_adapter, find_model
 from prefopt.recipe.paths import RECIPE_PATHS, resolved
 from prefopt.recipe.source import read
 from prefopt.rewards import Attempt, Reward, RewardConfig, ScoreFailure, absolute_files, make_attempt, opens_thinking
@@ -210,10 +210,7 @@ def read_reward(scorer: str | None, file: Path | None, runs: Sequence[Path]) -> 
     where, section, base = "--scorer", scorer, Path.cwd()
     if file is not None:
         where, base = str(file), file.parent
-        try:
-            section = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise RecipeError(f"{file} can't be read as YAML: {' '.join(str(error).split())[:200]}") from error
+        section = read_yaml(file)
         if isinstance(section, dict):
             section = section.get("score", section.get("reward", section))
     elif scorer is None:
@@ -227,8 +224,25 @@ def read_reward(scorer: str | None, file: Path | None, runs: Sequence[Path]) -> 
     try:
         return RewardConfig.model_validate(absolute_files(section, base))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"{where}: {first['msg']}") from None
+        more = f"; give the keys of {scorer} by --reward FILE" if section is scorer else ""
+        raise RecipeError(f"{where}: {first_problem(error)}{more}") from None
+
+
+def read_yaml(file: Path) -> Any:
+    """Return what a YAML file holds. Raises `RecipeError` where it is missing, or no YAML."""
+    try:
+        return yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise RecipeError(f"{file} can't be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} can't be read as YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a section: key and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
 def draw(
@@ -322,6 +336,22 @@ def weights_hash(folder: Path) -> str:
     return found.hexdigest()
 
 
+def check_model(weights: Weights) -> None:
+    """Raise `ModelError` where the model that these weights belong to is not there: before anything is computed."""
+    _find(weights.model, weights.model.name, weights.model)
+
+
+def _find(model: ModelConfig, name: str, said: Any) -> Source:
+    dtype = resolve_dtype(model.dtype, resolve_device(model.device), weights_train=False)
+    return find_model(
+        name,
+        revision=said.revision,
+        remote_code=said.trust_remote_code,
+        dtype=str(dtype).removeprefix("torch."),
+        cache=Path(constants.HF_HOME) / "prefopt",
+    )
+
+
 def reference_hash(weights: Weights) -> str:
     """Return a hash of what a run's divergence is measured to: base weights, a starting adapter, quantization.
 
@@ -329,16 +359,8 @@ def reference_hash(weights: Weights) -> str:
         ModelError: the model is not there any more.
     """
     other = weights.reference if weights.reference.kind == "model" else None
-    name, revision = (weights.model.name, weights.model.revision) if other is None else (other.model, other.revision)
     said: Any = weights.model if other is None else other
-    dtype = resolve_dtype(weights.model.dtype, resolve_device(weights.model.device), weights_train=False)
-    source = find_model(
-        str(name),
-        revision=revision,
-        remote_code=said.trust_remote_code,
-        dtype=str(dtype).removeprefix("torch."),
-        cache=Path(constants.HF_HOME) / "prefopt",
-    )
+    source = _find(weights.model, weights.model.name if other is None else str(other.model), said)
     adapter = weights.model.adapter if other is None else None
     quantization = None if said.quantization is None else said.quantization.model_dump(mode="json")
     parts = [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from prefopt.errors import RecipeError
@@ -14,6 +13,7 @@ from prefopt.eval.intervals import Floats
 from prefopt.rewards import Attempt, ScoreFailure, make_attempt
 from prefopt.rewards.judge import Judge
 from prefopt.rewards.kinds import JudgeSection
+from prefopt.workflow.generations import first_problem, read_yaml
 
 INSTRUCTION = (
     "Which of the two answers to the question is better? Reply with the number alone: 1 for the first, 2 for the "
@@ -33,19 +33,14 @@ def read_judge(file: Path) -> JudgeSection:
     Raises:
         RecipeError: the file can't be read, or a key is wrong.
     """
-    try:
-        said = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"{file} can't be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    said = read_yaml(file)
     if not isinstance(said, dict):
         raise RecipeError(f"{file} must hold the keys of a judge: enabled, endpoint, model, ...")
     try:
         whole = {"kind": "judge", "instruction": INSTRUCTION, "pattern": PATTERN, **said, "low": 0.0, "high": 2.0}
         return JudgeSection.model_validate(whole)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{file}: {where + ': ' if where else ''}{first['msg']}") from None
+        raise RecipeError(f"{file}: {first_problem(error)}") from None
 
 
 def judged(judge: Judge, a: Sequence[Attempt], b: Sequence[Attempt]) -> tuple[Floats, Floats, list[str]]:

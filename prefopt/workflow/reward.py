@@ -30,7 +30,7 @@ from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.checkpoint import staged
 from prefopt.train.ranks import ranks_of_this_run
 from prefopt.train.reward import RewardTrainer, save_head
-from prefopt.workflow.directory import AFTER, DATA, ENVIRONMENT, METRICS, claim_directory, write_json
+from prefopt.workflow.directory import AFTER, DATA, ENVIRONMENT, METRICS, claim_directory, write_evaluation, write_json
 from prefopt.workflow.inputs import load_data, weights_of
 from prefopt.workflow.merge import merged_model
 
@@ -105,7 +105,7 @@ def train_reward(
     if pairs is not None:
         scores = pair_logprobs(trainer.packed, pairs, token_budget=recipe.eval.token_budget)
         evaluation = reward_evaluation(scores, resamples=recipe.eval.resamples, seed=args.seed)
-        write_json(run / AFTER, evaluation.to_dict())
+        write_evaluation(run / AFTER, "reward", evaluation.to_dict())
     _save(trainer, classifier, tokenizer, pad, recipe)
     return RewardRun(run, run / REWARD_MODEL, evaluation)
 

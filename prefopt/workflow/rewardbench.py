@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from prefopt.rewards.attempts import make_attempt
 from prefopt.rewards.kinds import ModelSection
 from prefopt.rewards.reward_model import RewardModel
 from prefopt.rewards.scorer import ScoreFailure
-from prefopt.workflow.evaluations import evaluation_path, write_evaluation
+from prefopt.workflow.directory import keep_evaluation
+from prefopt.workflow.evaluations import evaluation_path
 from prefopt.workflow.finished import load_measured, run_recipe
 from prefopt.workflow.reward import REWARD_MODEL
 
@@ -37,13 +38,20 @@ class RewardBenchRun:
     mode: str
     """`implicit reward`: the sum of log-ratios, without beta; `log-prob`: the sum of log-probs, where there is no
     reference; `reward model`: its number."""
+    source: str
+    """The file of the rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mode": self.mode, **self.scores.to_dict()}
+        return {"source": [self.source], "mode": self.mode, **self.scores.to_dict()}
 
 
 def rewardbench_run(
-    run_or_recipe: Path, file: str, *, token_budget: int | None = None, out: Path | None = None
+    run_or_recipe: Path,
+    file: str,
+    *,
+    token_budget: int | None = None,
+    out: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> RewardBenchRun:
     """Score rows of RewardBench's schema, and write what was found to `eval/rewardbench.json` of a run, or to `out`.
 
@@ -54,6 +62,7 @@ def rewardbench_run(
         file: rows with prompt, chosen, rejected and subset; a prompt is text, or messages.
         token_budget: tokens computed at once; None takes `eval.token_budget`.
         out: a file to write to instead.
+        say: is told where the scores are kept.
 
     Raises:
         DataError: the file is missing, a row is not of the schema, or a subset is none of RewardBench's.
@@ -68,10 +77,9 @@ def rewardbench_run(
         margins, mode = _by_reward_model(reward_model, rows), "reward model"
     else:
         margins, mode = _by_policy(run_or_recipe, rows, token_budget or recipe.eval.token_budget)
-    found = RewardBenchRun(rewardbench(margins, subsets), mode)
+    found = RewardBenchRun(rewardbench(margins, subsets), mode, file)
     path = evaluation_path(run_or_recipe, "rewardbench", None, out)
-    if path is not None:
-        write_evaluation(path, "rewardbench", {"source": [file], **found.to_dict()})
+    keep_evaluation(path, "rewardbench", found.to_dict(), say)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from prefopt.eval import held_out_pairs
 from prefopt.eval.text import TextEvaluation, drift_in_words, text_evaluation
 from prefopt.models.scoring import example_entropies, example_logprobs
 from prefopt.sampling import HfEngine, Prompt, Sampler
-from prefopt.workflow.directory import write_json
+from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.finished import run_recipe
 from prefopt.workflow.generations import Weights, load_sampler, read_run_recipe, run_prompts, start_of, weights_of_run
 from prefopt.workflow.inputs import load_held_out
@@ -44,11 +43,11 @@ class TextResult:
     prompts: int
     samples_per_prompt: int
     max_new_tokens: int
+    no_perplexity: str | None
+    """Why there is none; None where there is one."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": "text",
-            "prefopt": version("prefopt"),
             "prompts": self.prompts,
             "samples_per_prompt": self.samples_per_prompt,
             "max_new_tokens": self.max_new_tokens,
@@ -56,6 +55,7 @@ class TextResult:
             "base": self.base.to_dict(),
             "tuned": self.tuned.to_dict(),
             "drift": list(self.drift),
+            "no_perplexity": self.no_perplexity,
         }
 
 
@@ -65,18 +65,20 @@ def text_of_run(
     prompts: str | Sequence[str] | None = None,
     column: str | None = None,
     limit: int | None = None,
+    out: Path | None = None,
     options: TextOptions | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> TextResult:
     """Measure the texts of a run and of the model that it began with, and write `eval/text.json`.
 
-    The perplexity is of the chosen completions of the recipe's `data.eval`, where there are any.
+    The perplexity is of the chosen completions of the recipe's `data.eval`; where there are none, it is said why.
 
     Args:
         run: a directory of `prefopt train` or `prefopt rounds`.
         prompts: what to sample from instead of what the run holds out.
         column: which column of it holds the prompt.
         limit: the first of them.
+        out: a file to write to instead.
         options: what is sampled.
         say: is told what is being done.
 
@@ -88,18 +90,27 @@ def text_of_run(
     tuned = weights_of_run(run)[-1]
     asked = run_prompts(run, None, source=prompts, column=column, limit=limit)
     measured = []
+    why: str | None = None
     for weights in (start_of(tuned), tuned):
         say(f"{weights.label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
-        measured.append(_measure(weights, asked, options))
+        found, why = _measure(weights, asked, options)
+        measured.append(found)
     base, after = measured
     result = TextResult(
-        base, after, tuple(drift_in_words(base, after)), len(asked), options.samples_per_prompt, options.max_new_tokens
+        base=base,
+        tuned=after,
+        drift=tuple(drift_in_words(base, after)),
+        prompts=len(asked),
+        samples_per_prompt=options.samples_per_prompt,
+        max_new_tokens=options.max_new_tokens,
+        no_perplexity=why,
     )
-    write_json(run / "eval" / TEXT, result.to_dict())
+    keep_evaluation(out or run / "eval" / TEXT, "text", result.to_dict(), say)
     return result
 
 
-def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) -> TextEvaluation:
+def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) -> tuple[TextEvaluation, str | None]:
+    """Return the measures of one model, and why they have no perplexity."""
     packed, tokenizer = load_sampler(weights)
     engine = HfEngine(
         packed,
@@ -110,12 +121,12 @@ def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) 
     )
     rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
     examples = [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
-    held_out = _chosen(weights.run, tokenizer)
+    held_out, why = _chosen(weights.run, tokenizer)
     known = None
     if held_out is not None:
         logprobs, _ = example_logprobs(held_out, packed, None, options.token_budget)
         known = (logprobs, [len(example.completions[0]) for example in held_out])
-    return text_evaluation(
+    measured = text_evaluation(
         [one.token_ids for one in rollouts],
         [one.text for one in rollouts],
         [one.prompt_id for one in rollouts],
@@ -124,17 +135,20 @@ def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) 
         held_out=known,
         resamples=options.resamples,
     )
+    return measured, why
 
 
-def _chosen(run: Path, tokenizer: Any) -> list[Example] | None:
-    """Return the held-out chosen completions of a training run; None where it has none."""
+def _chosen(run: Path, tokenizer: Any) -> tuple[list[Example] | None, str | None]:
+    """Return the held-out chosen completions of a training run, or why there are none."""
     said = read_run_recipe(run)
-    if "rounds" in said or (said.get("data") or {}).get("eval") is None:
-        return None
+    if "rounds" in said:
+        return None, "a run of rounds holds out prompts, not completions"
+    if (said.get("data") or {}).get("eval") is None:
+        return None, "the run's recipe names no data.eval"
     recipe = run_recipe(run)
     assert recipe.data.eval is not None  # the same file says so
     try:
         data: PreferenceData = held_out_pairs(load_held_out(recipe, tokenizer, recipe.data.eval))
-    except PrefoptError:
-        return None  # labelled data, or files that are gone: the rest is measured all the same
-    return [Example(example.prompt, (example.completions[0],)) for example in data.examples]
+    except PrefoptError as error:  # labelled data, or files that are gone: the rest is measured all the same
+        return None, f"data.eval has no chosen completions to read: {error}"
+    return [Example(example.prompt, (example.completions[0],)) for example in data.examples], None

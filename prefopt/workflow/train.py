@@ -37,6 +37,7 @@ from prefopt.workflow.directory import (
     SAMPLES,
     SAMPLES_DURING,
     claim_directory,
+    evaluation_json,
     write_json,
 )
 from prefopt.workflow.finished import save_result
@@ -217,7 +218,7 @@ class Job:
             lambda: sample_texts(self.recipe.eval, self.trainer.packed.model, self.tokenizer, self.held_out, "before")
         )
         if before:
-            self._write(BEFORE, before.to_dict())
+            self._write(BEFORE, evaluation_json("pairs", before.to_dict()))
         self._write(SAMPLES, [{**sample, "after": []} for sample in drawn])
 
     def save(self) -> None:
@@ -231,7 +232,7 @@ class Job:
         self.say("measuring after training")
         after = self._evaluate()
         if after:
-            self._write(AFTER, after.to_dict())
+            self._write(AFTER, evaluation_json("pairs", after.to_dict()))
         drawn = self.ranks.of_main(lambda: json.loads((self.run / SAMPLES).read_text()))
         self._write(SAMPLES, self.trainer.ranks.of_model(lambda: self._samples(drawn)))
         kept = self.ranks.of_main(lambda: json.loads((self.run / BEFORE).read_text()) if after else None)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefopt.errors import RecipeError
+from prefopt.errors import RecipeError, RunError
 from prefopt.eval.intervals import Floats
 from prefopt.eval.winrate import Position, WinRate, both_orders, win_rate
 from prefopt.rewards import Attempt, RewardConfig, ScoreFailure, build_scorer, reward_identity
 from prefopt.rewards.judge import Judge
 from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler
-from prefopt.workflow.directory import RECIPE, write_json
+from prefopt.train.callbacks import replace_text
+from prefopt.workflow.directory import RECIPE, keep_evaluation
 from prefopt.workflow.generations import (
     Weights,
     attempts_of,
     check_columns,
+    check_model,
     load_sampler,
     read_reward,
     run_prompts,
@@ -62,8 +64,6 @@ class WinrateResult:
         options = asdict(self.options)
         del options["batch_size"], options["resamples"]
         return {
-            "kind": "winrate",
-            "prefopt": version("prefopt"),
             "a": self.a,
             "b": self.b,
             "scorer": self.scorer,
@@ -88,7 +88,7 @@ def winrate_of(
     options: WinrateOptions | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> WinrateResult:
-    """Compare the completions of two models, prompt by prompt and sample by sample, and write winrate.json.
+    """Compare the completions of two models, prompt by prompt and sample by sample, and write what was found.
 
     Args:
         a: a run directory, a recipe whose model is taken as it is, or a model's name or folder.
@@ -99,7 +99,8 @@ def winrate_of(
         prompts: what to sample from instead of what A (or B) holds out.
         column: which column of it holds the prompt.
         limit: the first of them.
-        out: the folder to write to; None is A's `eval` where A is a run, and otherwise nowhere.
+        out: a file to write to; None is `eval/winrate.json` of A where A is a run, and otherwise nowhere. What was
+            sampled lies beside it, as NAME_samples.jsonl: a line a comparison.
         options: what is sampled.
         say: is told what is being done.
 
@@ -123,6 +124,8 @@ def winrate_of(
     asked = run_prompts(runs[0] if runs else None, None, source=prompts, column=column, limit=limit)
     if config is not None:
         check_columns(asked, config, prompts or runs[0])
+    for weights in sides:
+        check_model(weights)  # the second one's absence should not cost the samples of the first
     rollouts, attempts = [], []
     for weights in sides:
         say(f"{weights.label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
@@ -130,23 +133,47 @@ def winrate_of(
         rollouts.append(sampled)
         attempts.append(seen)
     position = None
+    verdicts: dict[str, Floats]
     if opened is not None:
         say(f"judging {len(rollouts[0])} pairs in both orders")
         ahead, behind, why = judged(opened, *attempts)
         outcomes, position = both_orders(ahead, behind)
+        verdicts = {"a_stood_first": ahead, "b_stood_first": behind, "outcome": outcomes}
     else:
         assert config is not None  # one of the two is
-        outcomes, why = _scored(config, *attempts)
+        scores, why = _scored(config, *attempts)
+        outcomes = (np.sign(scores[0] - scores[1]) + 1) / 2
+        verdicts = {"score_a": scores[0], "score_b": scores[1], "outcome": outcomes}
     lengths = [[len(one.token_ids) for one in side] for side in rollouts]
     found = win_rate(
         outcomes, lengths[0], lengths[1], [one.prompt_id for one in rollouts[0]], resamples=options.resamples
     )
     named = f"judge {section.model}" if section is not None else ", ".join(config.scorers if config else ())
     result = WinrateResult(a, b, named, options, found, position, dict(Counter(why).most_common(3)))
-    folder = out or (sides[0].run / "eval" if (sides[0].run / RECIPE).is_file() else None)
-    if folder is not None:
-        write_json(folder / WINRATE, result.to_dict())
+    path = out or (sides[0].run / "eval" / WINRATE if (sides[0].run / RECIPE).is_file() else None)
+    if path is not None:
+        _write_samples(path.with_name(f"{path.stem}_samples.jsonl"), attempts, rollouts, verdicts)
+    keep_evaluation(path, "winrate", result.to_dict(), say)
     return result
+
+
+def _write_samples(
+    path: Path,
+    attempts: Sequence[Sequence[Attempt]],
+    rollouts: Sequence[Sequence[Rollout]],
+    verdicts: Mapping[str, Floats],
+) -> None:
+    """Write both sides' answers beside one another, a line a comparison; what has no number is null."""
+    lines = []
+    for at, (a, b) in enumerate(zip(*rollouts, strict=True)):
+        row = {"prompt": attempts[0][at].prompt, "sample": a.sample, "a": a.text, "b": b.text}
+        row |= {"tokens_a": len(a.token_ids), "tokens_b": len(b.token_ids)}
+        row |= {key: float(values[at]) if np.isfinite(values[at]) else None for key, values in verdicts.items()}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        replace_text(path, "".join(lines))
+    except OSError as error:
+        raise RunError(f"{path} can't be written ({error.strerror}); name another place by --out FILE.") from error
 
 
 def _sampled(
@@ -160,9 +187,8 @@ def _sampled(
 
 
 def _scored(config: RewardConfig, a: Sequence[Attempt], b: Sequence[Attempt]) -> tuple[Floats, list[str]]:
-    """Return (n,) outcomes of A, NaN where one of the two has no score, and why."""
+    """Return the scores of both sides, (2, n), NaN where there is none, and why."""
     scores = build_scorer(config).score([*a, *b])
     why = [one.reason for one in scores if isinstance(one, ScoreFailure)]
     values = np.array([np.nan if isinstance(one, ScoreFailure) else float(one) for one in scores])
-    gap = values[: len(a)] - values[len(a) :]
-    return (np.sign(gap) + 1) / 2, why
+    return values.reshape(2, -1), why

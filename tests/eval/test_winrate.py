@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError
+from prefopt.eval import wilson
 from prefopt.eval.winrate import both_orders, win_rate
 
 
@@ -76,8 +77,11 @@ def test_a_judge_that_likes_what_stands_first_is_found_out() -> None:
     outcome, position = both_orders(first, second)
     np.testing.assert_array_equal(outcome, [1, 0, 0.5, 0.5, 1, 0.5, nan])
     assert (position.agree.count, position.agree.n) == (2, 4)
-    # First in the first order is A (1), in the second B (0): 4 of 5 verdicts, and 3 of 5.
-    assert (position.first.count, position.first.n) == (7, 10)
+    # First in the first order is A (1), in the second B (0): 4 of 5 verdicts, and 3 of 5; of 6 comparisons.
+    assert (position.first.value, position.first.n) == (0.7, 6)
+    assert (position.first.low, position.first.high) == pytest.approx(wilson(4.2, 6)), (
+        "two verdicts of one comparison are no two"
+    )
 
 
 def test_what_is_no_outcome_is_refused() -> None:

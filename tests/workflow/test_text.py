@@ -4,14 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
+from prefopt.workflow.directory import evaluation_json
 from prefopt.workflow.text import TextOptions, text_of_run
+from tests.toys import write_rows
 
 
-def test_a_run_is_measured_beside_its_start(train: Callable[..., Path]) -> None:
+def test_a_run_is_measured_beside_its_start(train: Callable[..., Path], tmp_path: Path) -> None:
     run = train("lora: {r: 4}, dtype: float32")
     found = text_of_run(run, limit=3, options=TextOptions(samples_per_prompt=2, max_new_tokens=6, resamples=100))
     held = json.loads((run / "eval" / "text.json").read_text())
-    assert held == found.to_dict()
+    assert held == evaluation_json("text", found.to_dict())
     assert (held["kind"], held["prompts"]) == ("text", 3)
     assert found.base.completions == found.tuned.completions == 6
     assert found.base.perplexity is not None
@@ -21,3 +25,19 @@ def test_a_run_is_measured_beside_its_start(train: Callable[..., Path]) -> None:
     assert found.base.entropy.value is not None
     assert 0 < found.base.entropy.value < 5.6  # log of the vocabulary
     assert any(line.startswith("Perplexity") for line in found.drift)
+    assert found.no_perplexity is None
+
+    recipe, kept = run / "recipe.yaml", (run / "recipe.yaml").read_text()
+    labelled = [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "c", "completion": "d", "label": False}]
+    said = yaml.safe_load(kept)
+    said["data"]["eval"] = str(write_rows(tmp_path / "labelled.jsonl", labelled))
+    try:
+        recipe.write_text(yaml.safe_dump(said))
+        options = TextOptions(samples_per_prompt=1, max_new_tokens=2, resamples=100)
+        without = text_of_run(run, limit=2, out=tmp_path / "text.json", options=options, say=(lines := []).append)
+    finally:
+        recipe.write_text(kept)
+    assert without.tuned.perplexity is None
+    assert without.no_perplexity is not None
+    assert "labelled completions" in without.no_perplexity
+    assert lines[-1].startswith(f"kept in {tmp_path / 'text.json'}; a report shows only"), "it lies in no run"

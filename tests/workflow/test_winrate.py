@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.errors import RecipeError
+from prefopt.errors import ModelError, RecipeError
 from prefopt.workflow.winrate import WinrateOptions, winrate_of
 from tests.rewards.test_judge import Server, grade
 
@@ -47,6 +47,20 @@ def test_a_model_against_itself_ties_and_a_run_writes_its_rate(
     assert (here.found.wins_a, here.found.wins_b) == (there.found.wins_b, there.found.wins_a)
     assert here.found.ties < 8
 
+    rows = [json.loads(line) for line in (run / "eval" / "winrate_samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [f"say {n}" for n in range(4) for _ in range(2)]
+    assert [row["score_a"] for row in rows] == [sum(c.isalpha() for c in row["a"]) for row in rows]
+    won = [(row["score_a"] > row["score_b"]) + (row["score_a"] == row["score_b"]) / 2 for row in rows]
+    assert [row["outcome"] for row in rows] == won
+    assert sum(won) / 8 == here.found.raw.value
+
+
+def test_what_is_missing_is_told_before_anything_is_sampled(tiny_model: Path, prompts: str, reward: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(ModelError, match="nowhere/model"):
+        winrate_of(str(tiny_model), "nowhere/model", reward=reward, prompts=prompts, say=said.append)
+    assert said == []
+
 
 def test_a_judge_sees_both_orders_and_its_love_of_the_first_cancels(
     train: Callable[..., Path], tiny_model: Path, prompts: str, tmp_path: Path
@@ -56,7 +70,9 @@ def test_a_judge_sees_both_orders_and_its_love_of_the_first_cancels(
     try:
         judge = tmp_path / "judge.yaml"
         judge.write_text(f"enabled: true\nendpoint: {server.address}\nmodel: tiny\n")
-        found = winrate_of(str(run), str(tiny_model), judge=judge, prompts=prompts, out=tmp_path, options=OPTIONS)
+        found = winrate_of(
+            str(run), str(tiny_model), judge=judge, prompts=prompts, out=tmp_path / "judged.json", options=OPTIONS
+        )
     finally:
         server.close()
     assert found.found.ties == 8
@@ -66,13 +82,17 @@ def test_a_judge_sees_both_orders_and_its_love_of_the_first_cancels(
     questions = [body["messages"][0]["content"] for body in server.asked]
     assert len(questions) == 2 * found.position.agree.n, "equal answers are not asked about"
     assert all("First answer:" in text and "say " in text for text in questions)
-    assert json.loads((tmp_path / "winrate.json").read_text())["position"]["first"]["value"] == 1.0
+    assert json.loads((tmp_path / "judged.json").read_text())["position"]["first"]["value"] == 1.0
 
 
 def test_what_compares_is_said_once(tiny_model: Path, prompts: str, reward: Path, tmp_path: Path) -> None:
     both = {"prompts": prompts, "options": OPTIONS}
     with pytest.raises(RecipeError, match="leave --scorer and --reward out"):
         winrate_of(str(tiny_model), str(tiny_model), judge=reward, reward=reward, **both)
+    with pytest.raises(RecipeError, match="--reward FILE"):
+        winrate_of(str(tiny_model), str(tiny_model), scorer="length", **both)
+    with pytest.raises(RecipeError, match=r"gone\.yaml can't be read: No such file"):
+        winrate_of(str(tiny_model), str(tiny_model), reward=tmp_path / "gone.yaml", **both)
     with pytest.raises(RecipeError, match="Nothing says"):
         winrate_of(str(tiny_model), str(tiny_model), **both)
     with pytest.raises(RecipeError, match=r"judge\.yaml.*enabled"):

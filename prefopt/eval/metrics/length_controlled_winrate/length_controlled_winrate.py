@@ -31,7 +31,7 @@ Args:
     resamples: bootstrap resamples of prompts.
     seed: decides the intervals.
 Returns:
-    raw, length_controlled: {value, low, high}.
+    raw, length_controlled: {n, value, low, high}, n prompts.
     wins_a, wins_b, ties, failed, prompts: counts.
     length_effect: phi; above 0, the longer one wins more often.
     length_a, length_b: {n, value, low, high}.

@@ -1,0 +1,1 @@
+"""A module of the library `evaluate`: see README.md."""
