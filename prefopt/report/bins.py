@@ -39,7 +39,7 @@ def bin_sections(run: RunFiles) -> list[BinSection]:
     found = [_section(evaluations) for evaluations in (own, *run.further) if _slices(evaluations)]
     if agreement is not None:
         section = _section(Evaluations(_AGREEMENT, None, agreement))
-        found.insert(0, replace(section, title="By how far raters agree, beside people", summary=""))
+        found.insert(0, replace(section, title="Accuracy by how far raters agree, beside people", summary=""))
     return found
 
 
@@ -85,9 +85,7 @@ def _section(evaluations: Evaluations) -> BinSection:
     judgement = "implicit reward" if judged == "reward" else "log-prob."
     headings = ("Before, per token", "After, per token", f"After, {judgement}", "One rater")
     return BinSection(
-        title=f"By {column}, beside people"
-        if not evaluations.name
-        else f"Further pairs: {evaluations.name}, by {column}",
+        title=_title(evaluations.name, column, people=known[3]),
         summary=_summary(evaluations, judged) if evaluations.name else "",
         columns=(column, *compress(headings, known)),
         lines=tuple(lines),
@@ -95,12 +93,18 @@ def _section(evaluations: Evaluations) -> BinSection:
     )
 
 
+def _title(name: str, column: str, *, people: bool) -> str:
+    if not name:
+        return f"Accuracy by {column}, beside people" if people else f"Accuracy by {column}"
+    return f"Further pairs: {name}" + ("" if name.endswith(f"by {column}") else f", by {column}")
+
+
 def _summary(evaluations: Evaluations, judged: str) -> str:
     measure = ((evaluations.after or {}).get("metrics") or {}).get(judged) or {}
     if not is_number(measure.get("value")):
         return ""
     return (
-        f"Measured besides the held-out pairs above; over all bins {percent(measure['value'])} ranked right after "
+        f"Other pairs than those above. Over all bins {percent(measure['value'])} are ranked right after "
         f"training (95\u00a0% interval {percent_interval(measure)})."
     )
 
@@ -123,13 +127,27 @@ def _figure(
         for i, label in enumerate(after)
     )
     title = f"Accuracy by {column}"
-    caption = "Bars are 95\u00a0% intervals; the dashed line is chance."
+    caption = _caption(column, list(after), parts, judged)
     identity = f"bins-{''.join(c if c.isascii() and c.isalnum() else '-' for c in name)}"
     return Drawing(
         title,
         caption,
         draw(identity, f"{title}. {words}.", lambda axes: _paint(axes, series, ticks, short(column, 60))),
     )
+
+
+def _caption(column: str, labels: Sequence[str], parts: Sequence[Measure], judged: str) -> str:
+    """Say where it ranks best and where worst."""
+    known = [(label, part[judged]["value"]) for label, part in zip(labels, parts, strict=True)
+             if _known(part.get(judged))]  # fmt: skip
+    said = ""
+    if len(known) > 1:
+        low, high = (pick(known, key=lambda one: float(one[1])) for pick in (min, max))
+        said = (
+            f"Most are ranked right where {short(column, 60)} is {short(high[0], 40)} ({percent(high[1])}), fewest "
+            f"where it is {short(low[0], 40)} ({percent(low[1])}). "
+        )
+    return said + "Bars are 95\u00a0% intervals; the dashed line is chance."
 
 
 def _paint(axes: Any, series: Sequence[Series], ticks: Sequence[str], column: str) -> None:
@@ -150,6 +168,8 @@ def _paint(axes: Any, series: Sequence[Series], ticks: Sequence[str], column: st
             color=colour,
             marker=marker,
             markersize=5.5,
+            # Hollow where the model is asked alone, so that nobody needs the colour.
+            markerfacecolor="none" if label.endswith("per token") else colour,
             linestyle="",
             elinewidth=1.6,
             label=label,

@@ -82,12 +82,15 @@ def _of_pairs(found: Mapping[str, Any]) -> tuple[Bins, str, str] | None:
 
 def _words(bins: Bins, error: Any, what: str) -> str:
     first, last = bins[0], bins[-1]
-    text = (
-        f"Where it is least sure, says {percent(first[0])}, {what} in {percent(first[1])}; where it is most sure, says "
-        f"{percent(last[0])}, in {percent(last[1])}."
-    )
+    text = f"Where the model claims {percent(first[0])}, {what} in {percent(first[1])} of pairs"
+    if len(bins) > 1:
+        text += f"; where it claims {percent(last[0])}, in {percent(last[1])}"
+    text += "."
     if is_number(error):
-        text += f" On average the two are {number(100 * error)} points apart (over {len(bins)} bins)."
+        text += f" On average {number(100 * error)} points lie between the two."
+        lean = sum(n * (seen - said) for said, seen, _, _, n in bins) / max(1, sum(one[4] for one in bins))
+        if error > 0.02 and abs(lean) > 0.5 * error:
+            text += " It is more often right than it claims." if lean > 0 else " It claims more than it keeps."
     return text
 
 
@@ -97,16 +100,24 @@ def _drawn(name: str, bins: Bins, axis: str, words: str) -> Drawing:
         seen = [one[1] for one in bins]
         ends = [[one[1] - one[2] for one in bins], [one[3] - one[1] for one in bins]]
         low = min(0.45, *(one[2] for one in bins)) - 0.02
-        axes.plot([max(low, 0), 1], [max(low, 0), 1], color=MUTED, linewidth=1, dashes=(3, 3), label="as it says")
+        axes.plot(
+            [max(low, 0), 1],
+            [max(low, 0), 1],
+            color=MUTED,
+            linewidth=1,
+            dashes=(3, 3),
+            label="right as often as claimed",
+        )
         axes.errorbar(said, seen, yerr=ends, color=AFTER, marker="o", markersize=5.5, linestyle="", elinewidth=1.6,
                       label="measured")  # fmt: skip
-        axes.set_xlim(min(0.48, *said) - 0.01, 1.02)
+        # Claims that all lie close together need the width; the line of what is claimed leaves the figure then.
+        axes.set_xlim(min(0.49, *said) - 0.01, min(1.02, max(said) + max(0.02, 0.08 * (max(said) - 0.5))))
         axes.set_ylim(low, 1.02)
         for side in (axes.xaxis, axes.yaxis):
             side.set_major_formatter(share_tick)
-        axes.set_xlabel("what it says: σ(|margin|)")
+        axes.set_xlabel("claimed: σ(|margin|)")
         axes.set_ylabel(axis)
         legend(axes)
 
-    told = "; ".join(f"says {percent(said)}: {percent(seen)} of {n}" for said, seen, _, _, n in bins)
+    told = "; ".join(f"claimed {percent(said)}: {percent(seen)} of {n}" for said, seen, _, _, n in bins)
     return Drawing("Calibration", words, draw(name, f"Calibration. {words} {told}.", paint))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from prefopt.errors import RunError
 
@@ -30,8 +30,13 @@ def render_page(template: str, *, scripted: bool = False, **content: Any) -> str
     )
     script = (_HERE / "page.js").read_text(encoding="utf-8") if scripted else ""
     return environment.get_template(template).render(
-        style=page_style(), script=Markup(script), policy=_policy(script), **content
+        breakable=_breakable, style=page_style(), script=Markup(script), policy=_policy(script), **content
     )
+
+
+def _breakable(key: str) -> Markup:
+    """Return a setting's dotted name that may wrap where a reader would break it."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(key))))
 
 
 def page_style() -> Markup:

@@ -127,6 +127,7 @@ def _paint(
         axes.yaxis.set_major_formatter(share_tick)
     if len(training) + len(held_out) > 1:
         legend(axes)
+    whole_ticks(axes)
     axes.set_xlabel("step")
     axes.set_ylabel(plot.unit)
 
@@ -138,9 +139,9 @@ def points(rows: Sequence[Row], key: str) -> tuple[NDArray[np.float64], NDArray[
     return np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
 
 
-def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of each value and its neighbours, over about a twentieth of the run; of a short run, itself."""
-    if len(values) < _SMOOTH_FROM:
+def running_mean(values: NDArray[np.float64], fewest: int = _SMOOTH_FROM) -> NDArray[np.float64]:
+    """Return the mean of each value and its neighbours, over about a twentieth of the run; of fewer, themselves."""
+    if len(values) < fewest:
         return values
     half = max(2, len(values) // 40)
     total = np.concatenate([[0.0], np.cumsum(values)])
@@ -160,7 +161,8 @@ def _course(label: str, x: NDArray[np.float64], y: NDArray[np.float64], shown: C
 
 def short(text: object, most: int) -> str:
     """Cut text from data to what fits beside an axis."""
-    words = " ".join(str(text).split())
+    # What no font can draw (half a surrogate pair, marks that turn the direction of writing) becomes a visible mark.
+    words = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
@@ -169,9 +171,19 @@ def share_tick(value: float, _: object) -> str:
     return f"{100 * value:.3g} %"
 
 
-def legend(axes: Any) -> None:
-    """Put the legend above the axes, where it can't cover what it explains."""
+def whole_ticks(axes: Any) -> None:
+    """Let no tick of the horizontal axis stand at half a step."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def legend(axes: Any, *, points: float = 1.0) -> None:
+    """Put the legend above the axes, where it can't cover what it explains.
+
+    `points`: how much larger its markers are than those in the figure.
+    """
+    labels = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, labels), default=0)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.4,
-        columnspacing=1.4, labelspacing=0.25,
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3 if longest < 9 else 2, borderaxespad=0.2,
+        handlelength=1.6, columnspacing=1.4, labelspacing=0.25, markerscale=points,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefopt.report.figures import Drawing, legend, short
 from prefopt.report.read import Json
-from prefopt.report.sections import Section, TablePart
+from prefopt.report.sections import Section, TablePart, section_id
 from prefopt.report.svg import MUTED, RUNS, draw
 from prefopt.report.tables import Cell, Line, plain
 from prefopt.report.words import interval, is_number, number, percent, plural
@@ -22,11 +22,15 @@ def frontier_section(stem: str, found: Json) -> Section:
     names = ", ".join(str(point["label"]) for point in best)
     lead = f"{plural(len(points), 'point')}, samples scored by {plain(found.get('scorer'))}."
     if best:
-        lead += f" Nothing gives more reward at less divergence than {names}."
+        lead += (
+            " None of them beats another on both reward and divergence."
+            if len(best) == len(points) > 1
+            else f" No other gives more reward at less divergence than {names}."
+        )
     lines = [
         Line(
             str(point["label"]),
-            "on the frontier" if point.get("dominating") else "",
+            "no other beats it on both" if point.get("dominating") else "",
             (
                 Cell(number(point["reward"]["value"]), interval(point["reward"])),
                 Cell(number(point["kl"]["value"]), interval(point["kl"])),
@@ -37,17 +41,17 @@ def frontier_section(stem: str, found: Json) -> Section:
         )
         for point in points
     ]
-    columns = ("Model", "Reward", "KL, nats", "KL by log-ratio", "Tokens", "Cut")
+    columns = ("Model", "Reward", "KL, nats", "KL by log-ratio, nats", "Length, tokens", "Cut at the end")
     notes = []
     if is_number(found.get("prompts")):
         notes.append(
-            f"{plural(int(found['prompts']), 'prompt')}, {plain(found.get('samples_per_prompt'))} samples each, at "
+            f"{plural(int(found['prompts']), 'prompt')}, {plain(found.get('samples_per_prompt'))} completions each, at "
             f"most {plain(found.get('max_new_tokens'))} tokens, at temperature 1. KL is the sum over sampled tokens of "
             "the exact divergence at each; the log-ratio of the samples beside it is a noisier estimate of the same."
         )
     return Section(
-        id=f"frontier--{stem}",
-        title="Reward against divergence",
+        id=section_id("frontier", stem),
+        title="Reward against distance from the reference",
         short="Frontier",
         lead=(lead,),
         tables=(TablePart("Reward and divergence", columns, tuple(lines)),) if lines else (),
@@ -58,22 +62,27 @@ def frontier_section(stem: str, found: Json) -> Section:
 
 def frontier_figure(name: str, points: Sequence[Point]) -> Drawing:
     """Return the figure: a point a model, bars for its intervals, a line through the frontier."""
-    losses = list(dict.fromkeys(str(point.get("loss")) for point in points))
+    losses = list(dict.fromkeys(_loss(point) for point in points))
     best = sorted((p for p in points if p.get("dominating")), key=lambda p: float(p["kl"]["value"]))
 
     def paint(axes: Any) -> None:
         axes.plot([p["kl"]["value"] for p in best], [p["reward"]["value"] for p in best], color=MUTED, dashes=(4, 3))
         for number_of, loss in enumerate(losses):
-            part = [p for p in points if str(p.get("loss")) == loss]
+            part = [p for p in points if _loss(p) == loss]
             x, y = ([p[key]["value"] for p in part] for key in ("kl", "reward"))
             axes.errorbar(
                 x, y, xerr=_ends(part, "kl"), yerr=_ends(part, "reward"), linestyle="", elinewidth=1.2, markersize=6,
                 color=RUNS[number_of % len(RUNS)], marker="osD^vP"[number_of % 6], label=short(loss, 22),
             )  # fmt: skip
-        for p in best[:8]:
-            words = short(p["label"], 18)
-            axes.annotate(words, (p["kl"]["value"], p["reward"]["value"]), xytext=(5, 5), textcoords="offset points",
-                          fontsize=8.5, color=MUTED, parse_math=False)  # fmt: skip
+        furthest = max((float(p["kl"]["value"]) for p in points), default=0.0)
+        for at, p in enumerate(best[:8]):
+            # Above and below in turn, and away from the edge, so that neighbours don't cover one another.
+            right = float(p["kl"]["value"]) > 0.6 * furthest
+            axes.annotate(
+                short(p["label"], 18), (p["kl"]["value"], p["reward"]["value"]), parse_math=False, fontsize=10.5,
+                xytext=(-6 if right else 6, 7 if at % 2 else -15), textcoords="offset points", color=MUTED,
+                ha="right" if right else "left",
+            )  # fmt: skip
         axes.set_xlabel("KL to the reference, nats a completion")
         axes.set_ylabel("reward")
         if len(losses) > 1:
@@ -85,6 +94,11 @@ def frontier_figure(name: str, points: Sequence[Point]) -> Drawing:
     caption = "Bars are 95\u00a0% intervals; the dashed line joins the models that no other beats on both."
     title = "Reward against KL"
     return Drawing(title, caption, draw(f"frontier-{name}", f"{title}. {told}.", paint))
+
+
+def _loss(point: Point) -> str:
+    """Return what a point was trained with; the start of a frontier was not."""
+    return "untrained" if point.get("loss") is None else str(point["loss"])
 
 
 def _ends(points: Sequence[Point], key: str) -> list[list[float]]:

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.report.figures import PLOTS, Drawing, Plot, legend, points, running_mean, share_tick, short
+from prefopt.report.figures import PLOTS, Drawing, Plot, legend, points, running_mean, share_tick, short, whole_ticks
 from prefopt.report.read import Json
 from prefopt.report.svg import INK, MUTED, RUNS, draw
-from prefopt.report.words import is_number, number, percent
+from prefopt.report.words import is_number, number, percent, plural
 
 Floats = NDArray[np.float64]
 Rows = Mapping[str, Sequence[Json]]
 """Name of a run -> its logged steps."""
+
+
+_SMOOTH_FROM = 20
+"""Logged steps from which several runs are drawn as running means alone: raw lines over one another can't be read."""
+_FAR = 8
+"""How many times larger one loss has to end than another for a logarithmic scale."""
 
 
 def colour(at: int) -> str:
@@ -25,7 +31,7 @@ def colour(at: int) -> str:
 
 def dashes(at: int) -> tuple[float, ...] | str:
     """Return the line style of run number `at`, a matplotlib one."""
-    return ("-", "--", ":", "-.")[at // len(RUNS) % 4] if at < len(RUNS) else ("--", ":", "-.")[at % 3]
+    return ("-", "--", ":", "-.")[at // 3 % 4]
 
 
 def over_steps(rows: Rows, held_out: Rows, places: Mapping[str, int]) -> list[Drawing]:
@@ -88,7 +94,7 @@ def by_round(
                 band.set_gid(f"band-run{at}")
         if shares:
             axes.yaxis.set_major_formatter(share_tick)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes)
         axes.set_xlabel("rounds trained")
         axes.set_ylabel(unit)
         if len(known) > 1:
@@ -97,11 +103,11 @@ def by_round(
     def course(line: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
         first, last = line[0], line[-1]
         if len(line) == 1:
-            return f"{shown(first[1]['value'])} after round {number(first[0])}"
-        return f"from {shown(first[1]['value'])} to {shown(last[1]['value'])}"
+            return f"{shown(first[1]['value'])} {_when(first[0])}"
+        return f"{shown(first[1]['value'])} {_when(first[0])}, {shown(last[1]['value'])} {_when(last[0])}"
 
     told = "; ".join(
-        f"{label} {course(line)}" if len(known) > 1 else course(line) for label, line in known.items() if line
+        f"{label}: {course(line)}" if len(known) > 1 else course(line) for label, line in known.items() if line
     )
     told = f"{told}." if places else f"{told[0].upper()}{told[1:]}."
     every = "; ".join(
@@ -111,9 +117,30 @@ def by_round(
     return Drawing(title, f"{told} {words}".strip(), draw(name, f"{title} by rounds trained. {every}.", paint))
 
 
+def _when(trained: float) -> str:
+    return "at the start" if trained == 0 else f"after {plural(int(trained), 'round')}"
+
+
 def _told(plot: Plot, rows: Sequence[Json]) -> Sequence[Json]:
     """Leave out the steps of which a plot can't say anything: accuracy where every pair is a tie."""
     return [row for row in rows if plot.name != "accuracy" or row.get("rewards/margins") != 0]
+
+
+def _at_last(lines: Mapping[str, tuple[Floats, Floats]], shown: Any) -> str:
+    """Say where each line ends; the step once, where all end at the same."""
+    known = {label: (float(x[-1]), float(y[-1])) for label, (x, y) in lines.items() if len(x)}
+    steps = {step for step, _ in known.values()}
+    if not known:
+        return "Held out alone."
+    if len(steps) == 1:
+        told = "; ".join(f"{label} {shown(value)}" for label, (_, value) in known.items())
+        return f"At step {number(steps.pop())}: {told}."
+    told = "; ".join(f"{label} {shown(value)} (step {number(step)})" for label, (step, value) in known.items())
+    return f"Last values: {told}."
+
+
+def _plain_tick(value: float, _: object) -> str:
+    return f"{value:g}"
 
 
 def _figure(
@@ -125,6 +152,9 @@ def _figure(
     places: Mapping[str, int],
 ) -> Drawing:
     shown = percent if plot.name == "accuracy" else number
+    ends = [float(y[-1]) for _, y in lines.values() if len(y)]
+    least = min((float(y.min()) for _, y in lines.values() if len(y)), default=0.0)
+    logarithmic = plot.name == "loss" and least > 0 and max(ends) > _FAR * min(ends)
 
     def paint(axes: Any) -> None:
         if plot.level is not None:
@@ -133,20 +163,26 @@ def _figure(
             at = places[label]
             style = {"color": colour(at), "gid": f"run{at}"}
             if len(x):
-                axes.plot(x, running_mean(y), linestyle=dashes(at), marker="o" if len(x) == 1 else "",
+                axes.plot(x, running_mean(y, _SMOOTH_FROM), linestyle=dashes(at), marker="o" if len(x) == 1 else "",
                           label=short(label, 24), **style)  # fmt: skip
             x, y = marks.get(label, (np.array([]), np.array([])))
             axes.plot(x, y, linestyle="", marker="D", markersize=5, color=colour(at), gid=f"held-out-run{at}")
         if plot.name == "accuracy":
             axes.yaxis.set_major_formatter(share_tick)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_plain_tick)
+            axes.yaxis.set_minor_formatter("")
         legend(axes)
+        whole_ticks(axes)
         axes.set_xlabel("step")
         axes.set_ylabel(plot.unit)
 
-    words = "; ".join(
-        f"{label} {shown(float(y[-1]))} at step {number(float(x[-1]))}" for label, (x, y) in lines.items() if len(x)
-    )
-    words = f"At last: {words}." if words else "Held out alone."
+    words = _at_last(lines, shown)
     if any(len(x) for x, _ in marks.values()):
         words += " Diamonds are held-out pairs."
+    if any(len(y) >= _SMOOTH_FROM for _, y in lines.values()):
+        words += " Lines are running means."
+    if logarithmic:
+        words += " The scale is logarithmic: different losses have different units."
     return Drawing(title, words, draw(name, f"{title} over steps, a line a run. {words}", paint))

@@ -17,7 +17,7 @@ from prefopt.report.rounds_page import render_rounds
 from prefopt.report.rounds_read import is_rounds, read_rounds
 from prefopt.report.samples import is_shaded, kinds_of, run_samples, text_of
 from prefopt.report.several import render_several
-from prefopt.report.verdict import judge
+from prefopt.report.verdict import judge, names_held_out
 from prefopt.report.words import NONE, duration, is_number, number, percent
 
 REPORT = "report.html"
@@ -88,6 +88,8 @@ def render(run: RunFiles) -> str:
         curves=figures.training_curves(run),
         steps=_steps(run),
         held_out=tables.held_out(run),
+        held_out_missing=_held_out_missing(run),
+        samples_missing=_samples_missing(run),
         bins=bin_sections(run),
         pair_figures=pair_figures(run),
         measured=measured,
@@ -108,15 +110,29 @@ def render(run: RunFiles) -> str:
     )
 
 
+def _held_out_missing(run: RunFiles) -> str:
+    if not names_held_out(run):
+        return "The recipe names no held-out pairs (data.eval), so whether it got better is not measured."
+    return "No held-out evaluation yet: it is made before the first step and after the last."
+
+
+def _samples_missing(run: RunFiles) -> str:
+    section = run.recipe.get("eval")
+    asked = section.get("samples") if isinstance(section, Mapping) else None
+    if asked == 0 or run.finished:
+        return "The recipe asks for no samples (eval.samples), or has no held-out prompts to take them from."
+    return "No samples yet: they are written when training ends."
+
+
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     """Return what the run is, in a line: model, loss, reference, data, steps, time."""
     recipe = run.recipe
     last: Mapping[str, Any] = run.metrics[-1] if run.metrics else {}
     facts = [
-        ("Model", tables.named(recipe.get("model"), "name")),
+        ("Model", tables.place(recipe.get("model"), "name")),
         ("Loss", tables.loss(recipe.get("loss"))),
-        ("Reference", tables.named(recipe.get("reference"), "model")),
-        ("Data", tables.named(recipe.get("data"), "train")),
+        ("Reference", tables.place(recipe.get("reference"), "model")),
+        ("Data", tables.place(recipe.get("data"), "train")),
         ("Steps", number(last["step"]) if last else NONE),
         ("Training time", duration(last.get("time"))),
         ("Tokens", number(last.get("tokens"))),

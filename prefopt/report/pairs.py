@@ -13,7 +13,7 @@ from prefopt.report.calibration import calibration_figure
 from prefopt.report.figures import Drawing, legend, share_tick
 from prefopt.report.read import RunFiles
 from prefopt.report.svg import AFTER, BEFORE, INK, MUTED, REJECTED, draw
-from prefopt.report.words import number, percent
+from prefopt.report.words import number, percent, plural
 
 Floats = NDArray[np.float64]
 _LENGTH_BINS = 6
@@ -36,7 +36,7 @@ def pair_figures(run: RunFiles) -> list[Drawing]:
     if (figure := calibration_figure("calibration", run.after)) is not None:
         drawings.append(figure)
     length = column(run.after, "length")
-    if length is not None and len(length) == len(judged) >= _FEWEST:
+    if length is not None and len(length) == len(judged) >= _FEWEST and np.ptp(length[:, 0] - length[:, 1]) > 1:
         drawings.append(_length_bias(judged, length[:, 0] - length[:, 1]))
     return drawings
 
@@ -68,10 +68,10 @@ def _before_and_after(before: Floats, after: Floats) -> Drawing:
     shares = [percent(float((margin > 0).mean())) for margin in margins]
     middles = [number(float(np.median(margin))) for margin in margins]
     words = (
-        f"Before training {shares[0]} of pairs lay right of zero, after it {shares[1]}; the middle one moved from "
-        f"{middles[0]} to {middles[1]} nats."
+        f"Right of zero the chosen completion is the more likely one: {shares[0]} of pairs before training, "
+        f"{shares[1]} after. The median moved from {middles[0]} to {middles[1]} nats."
     )
-    title = "Margins of the model itself, before and after"
+    title = "Margins by the model’s own log-probs, before and after"
     return Drawing(title, words, draw("margins-both", f"Two histograms of margins. {words}", paint))
 
 
@@ -96,13 +96,24 @@ def _length_bias(judged: Floats, longer: Floats) -> Drawing:
         axes.set_ylabel("ranked right")
 
     told = "; ".join(f"longer by {number(round(at, 1))}: {percent(value)} of {n}" for at, value, _, _, n in known)
-    words = (
-        "Length bias would tilt it: from right where the chosen one is shorter to wrong where it is longer, or back."
-    )
+    words = "A level line means that length plays no part."
+    if known:
+        first, last = known[0], known[-1]
+        words = (
+            f"{percent(first[1])} are ranked right where the chosen completion is {_longer(first[0])}, "
+            f"{percent(last[1])} where it is {_longer(last[0])}. {words}"
+        )
     if known and (spread := float(np.std(longer))) and float(np.std(judged)):
         tie = float(np.corrcoef(longer / spread, judged)[0, 1])
         words += f" Margin and length difference correlate at {number(tie, 2)}."
     return Drawing("Accuracy by difference in length", words, draw("length-bias", f"{words} {told}.", paint))
+
+
+def _longer(tokens: float) -> str:
+    whole = round(tokens)
+    if whole == 0:
+        return "as long as the rejected one"
+    return f"{plural(abs(whole), 'token')} {'longer' if whole > 0 else 'shorter'}"
 
 
 def _margins(margin: NDArray[np.float64]) -> Drawing:
@@ -121,10 +132,13 @@ def _margins(margin: NDArray[np.float64]) -> Drawing:
 
     low, middle, high = np.quantile(margin, [0.1, 0.5, 0.9])
     words = (
-        f"{percent(float((margin > 0).mean()))} of {number(len(margin))} pairs lie right of zero; the middle one at "
-        f"{number(float(middle))} nats, eight of ten between {number(float(low))} and {number(float(high))}."
+        f"{percent(float((margin > 0).mean()))} of {number(len(margin))} pairs lie right of zero, where the chosen "
+        f"completion gained on the rejected one. The median is {number(float(middle))} nats; eight of ten pairs lie "
+        f"between {number(float(low))} and {number(float(high))}."
     )
-    return Drawing("Margins over the reference", words, draw("margins", f"Histogram of margins. {words}", paint))
+    return Drawing(
+        "Margins against the reference, after training", words, draw("margins", f"Histogram of margins. {words}", paint)
+    )
 
 
 def _displacement(ratio: NDArray[np.float64]) -> Drawing:
@@ -142,13 +156,11 @@ def _displacement(ratio: NDArray[np.float64]) -> Drawing:
         axes.axline((0, 0), slope=1, color=MUTED, linewidth=1, dashes=(3, 3))
         axes.set_xlabel("log-ratio of rejected, nats")
         axes.set_ylabel("log-ratio of chosen, nats")
-        legend(axes)
+        legend(axes, points=2.2)
 
     up, down = float((chosen > 0).mean()), float((rejected < 0).mean())
     words = (
-        f"Each point is a pair; above the dashed line it is ranked right. The chosen completion became more likely in "
-        f"{percent(up)} of pairs, the rejected one less likely in {percent(down)}."
+        f"The chosen completion became more likely in {percent(up)} of pairs, the rejected one less likely in "
+        f"{percent(down)}. Each point is a pair; above the dashed line it is ranked right."
     )
-    return Drawing(
-        "What moved: chosen up or rejected down", words, draw("displacement", f"Scatter plot. {words}", paint)
-    )
+    return Drawing("How far each completion moved", words, draw("displacement", f"Scatter plot. {words}", paint))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from prefopt.eval.intervals import Mean, mean
-from prefopt.report import figures, tables
+from prefopt.report import tables
 from prefopt.report.cost import rounds_cost
 from prefopt.report.document import render_page
-from prefopt.report.figures import Drawing
-from prefopt.report.overlay import by_round
 from prefopt.report.read import Json
+from prefopt.report.rounds_figures import rounds_figures, rounds_training
 from prefopt.report.rounds_read import RoundsFiles, Sampled
-from prefopt.report.samples import Sample, Side, kinds_of
-from prefopt.report.sections import TablePart
+from prefopt.report.rounds_tables import held_out_table, made_table, value_of
+from prefopt.report.samples import Sample, Side, kinds_of, text_of
 from prefopt.report.shading import Answer
-from prefopt.report.tables import Cell, Line
 from prefopt.report.verdict import Tile, Verdict
 from prefopt.report.words import NONE, duration, interval, is_number, number, percent, percent_interval, plural
 from prefopt.rounds.status import RoundStatus
@@ -46,8 +43,8 @@ def render_rounds(run: RoundsFiles) -> str:
             ("environment", "Environment"),
         ],
         curves=rounds_figures({run.path.name: run}),
-        tables=[part for part in (_held_out(run), _made(run)) if part.lines],
-        training=_training(run),
+        tables=[part for part in (held_out_table(run), made_table(run)) if part.lines],
+        training=rounds_training(run),
         samples=samples,
         kinds=kinds_of(samples),
         cost=rounds_cost(run.seconds, sum(one.tokens or 0 for one in run.status.rounds), _memory(run)),
@@ -112,19 +109,22 @@ def _sentences(known: Sequence[tuple[RoundStatus, Json]], gain: Mean | None) -> 
     if best is not last:
         name = "the start" if best.name == "start" else f"round {best.name}"
         said.append(f"The highest was {number(highest['reward']['value'])}, at {name}.")
-    one, many = (_value(now, key) for key in ("pass@1", "pass@k"))
+    one, many = (value_of(now, key) for key in ("pass@1", "pass@k"))
     if is_number(one) and is_number(many):
         k = number(now.get("k"))
-        was = _value(start, "pass@1"), _value(start, "pass@k")
+        was = value_of(start, "pass@1"), value_of(start, "pass@k")
         said.append(
-            f"One answer is right in {percent(one)} ({percent(was[0])} at the start), at least one of {k} in "
-            f"{percent(many)} ({percent(was[1])})."
+            f"{percent(one)} of its answers are right ({percent(was[0])} at the start); at least one of {k} answers is "
+            f"right for {percent(many)} of prompts ({percent(was[1])} at the start)."
         )
-    if is_number(kl := _value(now, "kl")):
-        said.append(f"It lies {number(kl)} nats a completion from the first reference.")
+    if is_number(kl := value_of(now, "kl")):
+        said.append(f"It has moved {number(kl)} nats an answer away from the model as it began (KL).")
     drift = now.get("drift") or {}
     if is_number(length := drift.get("length")) and abs(length - 1) > 0.1:
-        said.append(f"Its answers are {number(length, 2)} times as long as at the start.")
+        way = "longer" if length > 1 else "shorter"
+        was, now_long = value_of(start, "length"), value_of(now, "length")
+        told = f" ({number(was)} tokens then, {number(now_long)} now)" if is_number(was) and is_number(now_long) else ""
+        said.append(f"Its answers are {number(100 * abs(length - 1), 2)}\u00a0% {way} than at the start{told}.")
     if is_number(more := drift.get("duplicates")) and more > 0.1:
         said.append(
             f"{percent(now.get('duplicates'))} of its answers repeat another one to the same prompt, "
@@ -141,22 +141,18 @@ def _tiles(start: Json, now: Json) -> tuple[Tile, ...]:
             f"95 % interval {interval(now['reward'])}",
         )
     ]
-    if is_number(_value(now, "pass@1")):
+    if is_number(value_of(now, "pass@1")):
         note = f"95 % interval {percent_interval(now['pass@1'])}"
         tiles.append(Tile("pass@1, start → now", _both(start, now, "pass@1", percent), note))
-    if is_number(_value(now, "kl")):
-        tiles.append(Tile("KL to the first reference", number(_value(now, "kl")), "nats a completion"))
-    if is_number(_value(now, "length")):
+    if is_number(value_of(now, "kl")):
+        tiles.append(Tile("KL to the first reference", number(value_of(now, "kl")), "nats an answer"))
+    if is_number(value_of(now, "length")):
         tiles.append(Tile("Tokens an answer, start → now", _both(start, now, "length", number), "held-out prompts"))
     return tuple(tiles)
 
 
 def _both(start: Json, now: Json, key: str, shown: Any) -> str:
-    return f"{shown(_value(start, key))} → {shown(_value(now, key))}"
-
-
-def _value(found: Json, key: str) -> Any:
-    return (found.get(key) or {}).get("value")
+    return f"{shown(value_of(start, key))} → {shown(value_of(now, key))}"
 
 
 def _pending(run: RoundsFiles) -> Verdict:
@@ -177,156 +173,22 @@ def _facts(run: RoundsFiles) -> list[tuple[str, str]]:
     scorers = score.get("scorers") if isinstance(score, Mapping) else None
     rounds = [one for one in run.status.rounds if one.name != "start"]
     facts = [
-        ("Model", tables.named(recipe.get("model"), "name")),
+        ("Model", tables.place(recipe.get("model"), "name")),
         ("Scored by", ", ".join(map(str, scorers)) if isinstance(scorers, Mapping) else NONE),
         ("Selected by", tables.named(select, "selector")),
         ("Loss", tables.loss(recipe.get("loss"))),
-        ("Prompts", tables.named(recipe.get("prompts"), "train")),
+        ("Prompts", tables.place(recipe.get("prompts"), "train")),
         ("Rounds", number(len(rounds))),
         ("Time", duration(sum(run.seconds.values())) if run.seconds else NONE),
     ]
     return [(label, value) for label, value in facts if value != NONE]
 
 
-_BY_ROUND = (
-    ("reward", "Held-out reward", "mean over prompts", False),
-    ("pass@1", "pass@1", "right answers", True),
-    ("pass@k", "pass@k", "prompts", True),
-    ("kl", "KL to the first reference", "nats a completion", False),
-    ("length", "Length", "tokens", False),
-)
-
-
-def rounds_figures(runs: Mapping[str, RoundsFiles], places: Mapping[str, int] | None = None) -> list[Drawing]:
-    """Return what changes by round: of one run several measures in a figure where they belong together.
-
-    `places`: which number each of several runs has on the page.
-    """
-    found: list[Drawing | None] = []
-    for key, title, unit, shares in _BY_ROUND:
-        lines = {name: _line(run, key) for name, run in runs.items()}
-        words = "Bands are 95\u00a0% intervals." if key == "reward" else ""
-        if key == "reward" and len(runs) == 1:
-            [run] = runs.values()
-            lines = {"held out": next(iter(lines.values())), "sampled to learn from": _sampled(run)}
-        if key == "pass@k":
-            ks = {number(found.get("k")) for run in runs.values() for found in run.measures.values() if found.get("k")}
-            title = f"pass@{ks.pop()}" if len(ks) == 1 else title
-        found.append(
-            by_round(f"rounds-{key.replace('@', '')}", title, unit, lines, places=places, shares=shares, words=words)
-        )
-    accepted = {name: _status_line(run, "acceptance") for name, run in runs.items()}
-    words = "Candidates that the selector took."
-    found.append(
-        by_round("rounds-acceptance", "Acceptance", "share", accepted, places=places, shares=True, words=words)
-    )
-    words = "Answers that repeat another one to the same prompt."
-    if len(runs) == 1:
-        [run] = runs.values()
-        both = {"duplicates": _line(run, "duplicates"), "distinct-2": _line(run, "distinct_2")}
-        words = (
-            "Duplicates repeat another answer to the same prompt; distinct-2 is the share of different pairs of tokens."
-        )
-        found.append(by_round("rounds-variety", "Variety", "share", both, shares=True, words=words))
-    else:
-        lines = {name: _line(run, "duplicates") for name, run in runs.items()}
-        found.append(by_round("rounds-variety", "Duplicates", "share", lines, places=places, shares=True, words=words))
-    return [one for one in found if one is not None]
-
-
-def _at(name: str) -> float:
-    """Return how many rounds have trained what a round's evaluation measures."""
-    return 0 if name == "start" else int(name) + 1
-
-
-def _line(run: RoundsFiles, key: str) -> list[tuple[float, Measure]]:
-    found = [(_at(one.name), run.measures[one.name].get(key)) for one in run.evaluated]
-    return [(at, value if isinstance(value, Mapping) else {"value": value}) for at, value in found]
-
-
-def _sampled(run: RoundsFiles) -> list[tuple[float, Measure]]:
-    """A round samples from what the rounds before it trained."""
-    return [(_at(one.name) - 1, {"value": one.reward}) for one in run.status.rounds if one.reward is not None]
-
-
-def _status_line(run: RoundsFiles, key: str) -> list[tuple[float, Measure]]:
-    return [(_at(one.name), {"value": getattr(one, key)}) for one in run.status.rounds if one.name != "start"]
-
-
-def _held_out(run: RoundsFiles) -> TablePart:
-    ks = [found.get("k") for found in run.measures.values()]
-    columns = (
-        "After",
-        "Reward",
-        "pass@1",
-        f"pass@{ks[0]}" if ks else "pass@k",
-        "KL, nats",
-        "Tokens",
-        "Ended",
-        "Duplicates",
-    )
-    lines = []
-    for one in run.evaluated:
-        found = run.measures[one.name]
-        shares = [Cell(percent(_value(found, key)), _note(found, key, True)) for key in ("pass@1", "pass@k")]
-        means = [Cell(number(_value(found, key)), _note(found, key, False)) for key in ("reward", "kl", "length")]
-        rest = [Cell(percent(found.get(key))) for key in ("ended", "duplicates")]
-        label = "the start" if one.name == "start" else f"round {one.name}"
-        lines.append(Line(label, "", (means[0], *shares, *means[1:], *rest)))
-    return TablePart("Held-out prompts, by round", columns, tuple(lines), "Held-out prompts")
-
-
-def _note(found: Json, key: str, share: bool) -> str:
-    measure = found.get(key)
-    said = percent_interval(measure) if share else interval(measure)
-    return "" if said == NONE else said
-
-
-def _made(run: RoundsFiles) -> TablePart:
-    columns = ("Round", "Rollouts", "Tokens", "Reward", "Accepted", "Selected", "Trained on", "Accuracy", "Time")
-    lines = []
-    for one in run.status.rounds:
-        if one.name == "start":
-            continue
-        failed = run.counts.get(one.name, {}).get("score", {}).get("failed")
-        lines.append(
-            Line(
-                f"round {one.name}",
-                "" if "evaluate" in one.done else f"{', '.join(one.done) or 'nothing'} done",
-                (
-                    Cell(number(one.rollouts), plural(one.prompts, "prompt") if one.prompts is not None else ""),
-                    Cell(number(one.tokens)),
-                    Cell(number(one.reward), f"{number(failed)} failed" if failed else ""),
-                    Cell(percent(one.acceptance)),
-                    Cell(number(one.selected)),
-                    Cell(number(one.examples)),
-                    Cell(percent(one.accuracy)),
-                    Cell(duration(one.seconds) if one.seconds else NONE),
-                ),
-            )
-        )
-    return TablePart("What each round made, stage by stage", columns, tuple(lines), "Stage by stage")
-
-
-def _training(run: RoundsFiles) -> list[Drawing]:
-    """Return the training curves of all rounds behind one another."""
-    if not run.training:
-        return []
-    rows, breaks, before = [], [], 0.0
-    for _, found in run.training:
-        if before and found.metrics:
-            breaks.append(before + 0.5)
-        rows += [{**row, "step": row["step"] + before} for row in found.metrics]
-        before = rows[-1]["step"] if rows else 0.0
-    joined = replace(run.training[0][1], metrics=tuple(rows), held_out=())
-    return figures.training_curves(joined, breaks)
-
-
 def _samples(run: RoundsFiles) -> list[Sample]:
     return [
         Sample(
             f"Held-out prompt {at + 1}",
-            prompt.text,
+            text_of(prompt.text),
             tuple(
                 Side(
                     f"round-{name}",

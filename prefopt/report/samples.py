@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,13 +75,28 @@ def is_shaded(samples: Sequence[Sample]) -> bool:
 
 
 def text_of(value: Any) -> str:
-    """Return a prompt as text; of messages, each behind its role."""
+    """Return a prompt as text; of messages, or of what a chat template makes of them, each behind its role."""
     if isinstance(value, list):
         return "\n\n".join(
             f"{turn.get('role', '')}: {turn.get('content', '')}" if isinstance(turn, Mapping) else str(turn)
             for turn in value
         )
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return _turns(text) or text
+
+
+_ROLE = re.compile(r"(?:^|(?<=\n))(system|user|assistant|model)\n")
+
+
+def _turns(text: str) -> str | None:
+    """Return the turns of a prompt whose template was decoded without its marks: a role on a line of its own."""
+    parts = _ROLE.split(f"{text}\n")
+    roles, said = parts[1::2], [part.strip() for part in parts[2::2]]
+    if parts[0].strip() or len(roles) < 2 or roles[-1] not in ("assistant", "model") or said[-1]:
+        return None
+    if roles[:-1] == ["user"]:
+        return said[0]
+    return "\n".join(f"{role}: {words}" for role, words in zip(roles[:-1], said[:-1], strict=True))
 
 
 def _before(own: bool, sample: Mapping[str, Any]) -> str:

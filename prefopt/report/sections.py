@@ -32,3 +32,8 @@ class Section:
     tables: tuple[TablePart, ...] = ()
     figures: tuple[Drawing, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def section_id(kind: str, stem: str) -> str:
+    """Return the id of the section that a file of `eval/` becomes."""
+    return f"{kind}--{''.join(c if c.isascii() and c.isalnum() else '-' for c in stem)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from prefopt.report.frontier import frontier_figure
 from prefopt.report.overlay import over_steps
 from prefopt.report.pairs import column
 from prefopt.report.read import Json, RunFiles
-from prefopt.report.rounds_page import is_whole, paired, rounds_figures
+from prefopt.report.rounds_figures import rounds_figures
+from prefopt.report.rounds_page import is_whole, paired
 from prefopt.report.rounds_read import RoundsFiles
 from prefopt.report.samples import Sample, Side, is_shaded, kinds_of, text_of
 from prefopt.report.shading import answers
@@ -25,6 +27,8 @@ from prefopt.report.words import NONE, duration, interval, is_number, number, pe
 
 AnyRun = RunFiles | RoundsFiles
 _LETTERS = "abcdef"
+_PLACES = ("train.output_dir", "output_dir", "rounds.output_dir", "reference.cache_dir")
+"""Settings that say where things lie: they differ and mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,10 @@ def render_several(runs: Sequence[AnyRun]) -> str:
             *((("samples", "Samples"),) if samples else ()),
             ("recipes", "Recipes"),
         ],
-        trained_columns=TRAINED,
-        rounds_columns=ROUNDS,
-        trained=[_trained_row(at[name], name, run) for name, run in trained.items()],
-        rounds=[_rounds_row(at[name], name, run) for name, run in rounds.items()],
+        trained=_known_columns(TRAINED, [_trained_row(at[name], name, run) for name, run in trained.items()]),
+        rounds=_known_columns(ROUNDS, [_rounds_row(at[name], name, run) for name, run in rounds.items()]),
         curves=curves,
+        measured=any(run.after for run in trained.values()) or any(run.evaluated for run in rounds.values()),
         rounds_curves=rounds_figures(rounds, at) if rounds else [],
         frontier=frontier,
         samples=samples,
@@ -97,10 +100,22 @@ def _verdict(trained: Mapping[str, RunFiles], rounds: Mapping[str, RoundsFiles])
     """Say which run is best and how sure that is; of training and rounds, what there is more of speaks first."""
     found = [*_best_trained(trained), *_best_rounds(rounds)]
     if not found:
-        return Verdict("pending", "Nothing to compare yet", ("No two runs are measured on held-out data yet.",), ())
+        return _unmeasured([*trained.values()], [*rounds.values()])
     title, clear, sentences, tiles = found[0]
     rest = [f"{other[0]}. {' '.join(other[2])}" for other in found[1:]]
     return Verdict("good" if clear else "unclear", title, (*sentences, *rest), tiles)
+
+
+def _unmeasured(trained: Sequence[RunFiles], rounds: Sequence[RoundsFiles]) -> Verdict:
+    if not all(run.finished for run in trained) or not all(is_whole(run) for run in rounds):
+        said = "No two runs are measured on the same held-out data yet."
+        return Verdict("pending", "Nothing to compare yet", (said,), ())
+    said = (
+        "No two of these runs are measured on the same held-out data, so nothing here says which is better: the "
+        "curves are of the data they learned from. Name held-out pairs in the recipes (data.eval), or measure what "
+        "the models write with prefopt eval frontier or winrate."
+    )
+    return Verdict("unclear", "Trained, but not compared", (said,), ())
 
 
 Best = tuple[str, bool, list[str], tuple[Tile, ...]]
@@ -119,17 +134,20 @@ def _best_trained(runs: Mapping[str, RunFiles]) -> list[Best]:
         return []
     ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
     best = ranked[0]
-    said, clear = [], True
+    said, clear, compared = [], True, 0
     for name in ranked[1:]:
         if not after[name].get("fingerprint") or after[name].get("fingerprint") != after[best].get("fingerprint"):
             said.append(f"{name} was measured on other pairs: its {percent(values[name]['value'])} is no comparison.")
             continue
         lead = _right(after[best], all_rewarded) - _right(after[name], all_rewarded)
         found = mean(lead)
+        compared += 1
         clear &= found.low is not None and found.low > 0
         said.append(_ahead(best, name, found, f"of {plural(found.n, 'pair')}"))
     first = f"{best} ranks {percent(values[best]['value'])} of held-out pairs right by {what}."
     title = f"Best on held-out pairs: {best}" if clear else f"No clear winner; {best} is ahead on held-out pairs"
+    if not compared:
+        title, clear = f"No comparison: {best} was measured on pairs that no other run was measured on", False
     tiles = tuple(
         Tile(name, percent(values[name]["value"]), f"95 % interval {percent_interval(values[name])}")
         for name in ranked[:6]
@@ -153,16 +171,19 @@ def _best_rounds(runs: Mapping[str, RoundsFiles]) -> list[Best]:
         return []
     ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
     best = ranked[0]
-    said, clear = [], True
+    said, clear, compared = [], True, 0
     for name in ranked[1:]:
         found = paired(runs[best].rewards.get(last[best], {}), runs[name].rewards.get(last[name], {}))
         if found is None:
             said.append(f"{name} was measured on other prompts: its {number(values[name]['value'])} is no comparison.")
             continue
+        compared += 1
         clear &= found.low is not None and found.low > 0
         said.append(_ahead(best, name, found, f"of {plural(found.n, 'prompt')}", shares=False))
     first = f"{best} has a mean reward of {number(values[best]['value'])} on held-out prompts after its last round."
     title = f"Highest held-out reward: {best}" if clear else f"No clear winner; {best} has the highest held-out reward"
+    if not compared:
+        title, clear = "No comparison: the runs were measured on different prompts", False
     tiles = tuple(
         Tile(name, number(values[name]["value"]), f"95 % interval {interval(values[name])}") for name in ranked[:6]
     )
@@ -185,8 +206,23 @@ def _caution(runs: int) -> list[str]:
     return [f"It was picked from {runs} after the fact, so its own number flatters it somewhat."]
 
 
-TRAINED = ("Run", "Held out, reward", "Log-prob. per token", "Margin", "Displaced", "Steps", "Time", "Tokens")
-ROUNDS = ("Run", "Reward", "pass@1", "KL, nats", "Tokens", "Rounds", "Time")
+TRAINED = (
+    "Run",
+    "Ranked right, held out",
+    "By log-prob. per token",
+    "Mean margin",
+    "Displaced",
+    "Steps",
+    "Time",
+    "Tokens",
+)
+ROUNDS = ("Run", "Held-out reward", "pass@1", "KL, nats", "Tokens an answer", "Rounds", "Time")
+
+
+def _known_columns(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[Row]]:
+    """Leave out the columns that say nothing of any run."""
+    known = [True, *(any(row.cells[i].value != NONE for row in rows) for i in range(len(columns) - 1))]
+    return list(compress(columns, known)), [replace(row, cells=tuple(compress(row.cells, known[1:]))) for row in rows]
 
 
 def _trained_row(at: int, name: str, run: RunFiles) -> Row:
@@ -251,5 +287,7 @@ def _differences(runs: Mapping[str, AnyRun]) -> list[tuple[str, list[str]]]:
     """Return the keys of the recipes that are not the same in all runs: (key, a value a run)."""
     flat = [dict(tables.flat(run.recipe)) for run in runs.values()]
     keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [(key, [one.get(key, NONE) for one in flat]) for key in keys]
+    rows = [(key, [one.get(key, NONE) for one in flat]) for key in keys if key not in _PLACES]
+    sections = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    rows.sort(key=lambda row: sections.index(row[0].partition(".")[0]))
     return [(key, values) for key, values in rows if len(set(values)) > 1]

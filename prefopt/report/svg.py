@@ -33,12 +33,12 @@ _VARIABLES = {
     **{stand_in: f"--run{letter}" for stand_in, letter in zip(RUNS, "abcdef", strict=True)},
 }
 # Inches of 72 CSS pixels: about the width of a phone, so that text keeps its size there.
-_SIZE = (5.0, 3.0)
+_SIZE = (4.8, 3.05)
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prefopt",
     "font.family": "sans-serif",
-    "font.size": 11.5,
+    "font.size": 12,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -60,7 +60,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
-    "legend.fontsize": 11,
+    "legend.fontsize": 11.5,
     "figure.facecolor": "none",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from prefopt.report.read import RunFiles
@@ -169,9 +170,24 @@ def named(section: Any, key: str) -> str:
     return NONE if value is None else str(value)
 
 
+def place(section: Any, key: str) -> str:
+    """Return a setting that may hold paths, as text; of a path of a machine the last name alone."""
+    value = section.get(key) if isinstance(section, Mapping) else section
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    known = [one.get("source") if isinstance(one, Mapping) and "source" in one else one for one in listed]
+    names = [PurePosixPath(str(one)).name if str(one).startswith(("/", "~")) else str(one) for one in known]
+    return NONE if value is None else ", ".join(names)
+
+
 def loss(section: Any) -> str:
     """Return a loss and its settings in a line."""
     if not isinstance(section, Mapping):
         return named(section, "name")
     rest = {key: value for key, value in section.items() if key != "name"}
-    return ", ".join([named(section, "name"), *(f"{key} {plain(value)}" for key, value in rest.items())])
+    return ", ".join(
+        [named(section, "name"), *(f"{key.replace('_', ' ')} {_flag(value)}" for key, value in rest.items())]
+    )
+
+
+def _flag(value: Any) -> str:
+    return value.replace("_", " ") if isinstance(value, str) else plain(value)

@@ -95,12 +95,12 @@ def _like_with_like(before: Measure, after: Measure) -> list[str]:
     if not is_number(then) or not is_number(now):
         return []
     sentence = (
-        f"Asked the same question before and after, which completion it finds more likely, it chose as people did in "
-        f"{percent(then)} of pairs before training and {percent(now)} after"
+        f"By its log-probs alone, which can be asked of the model before training too, the chosen completion was the "
+        f"more likely one in {percent(then)} of pairs before and {percent(now)} after"
     )
     then, now = (_part(metrics, "logprob_per_token").get("value") for metrics in (before, after))
     if is_number(then) and is_number(now):
-        sentence += f"; per token, {percent(then)} and {percent(now)}"
+        sentence += f"; per token in {percent(then)} and {percent(now)}"
     return [sentence + "."]
 
 
@@ -109,8 +109,8 @@ def _human(after: Mapping[str, Any] | None) -> list[str]:
     if not is_number(ceiling.get("value")):
         return []
     return [
-        f"People agree among themselves in {percent(ceiling['value'])}: so often does one rater side with the mean of "
-        "the rest on these pairs."
+        f"For comparison: one person agrees with the mean of the other raters on {percent(ceiling['value'])} of these "
+        "pairs."
     ]
 
 
@@ -121,12 +121,12 @@ def _displacement(after: Measure) -> list[str]:
     average = ratio.get("value")
     moved = "less" if is_number(average) and average < 0 else "more"
     sentence = (
-        f"The chosen completions themselves became {moved} likely, by {number(abs(average or 0))} nats on average; "
-        f"{percent(fell['value'])} of them became less likely"
+        f"The chosen completions themselves became {moved} likely, by {number(abs(average or 0))} nats on average; in "
+        f"{percent(fell['value'])} of pairs the chosen one became less likely"
     )
     margin = _part(after, "margin").get("value")
     if moved == "less" and is_number(margin) and margin > 0:
-        sentence += ", so the margin comes from pushing the rejected ones down further"
+        sentence += ". The margin comes from pushing the rejected ones down further"
     return [sentence + "."]
 
 
@@ -134,12 +134,17 @@ def _length_bias(after: Measure) -> list[str]:
     short, long = _part(after, "shorter_chosen"), _part(after, "longer_chosen")
     if not is_number(short.get("value")) or not is_number(long.get("value")):
         return []
-    if short["low"] <= long["high"] and long["low"] <= short["high"]:
+    apart = _part(_part(after, "length_bias"), "difference")
+    if is_number(apart.get("low")) and is_number(apart.get("high")):
+        clear = apart["low"] > 0 or apart["high"] < 0
+    else:  # an evaluation of an earlier version
+        clear = short["low"] > long["high"] or long["low"] > short["high"]
+    if not clear:
         return []
     favoured = "shorter" if short["value"] > long["value"] else "longer"
     return [
-        f"It favours the {favoured} completion: right in {percent(short['value'])} where the chosen one is the "
-        f"shorter, in {percent(long['value'])} where it is the longer."
+        f"It favours {favoured} completions: it ranks {percent(short['value'])} right where the chosen one is the "
+        f"shorter, {percent(long['value'])} where it is the longer."
     ]
 
 
@@ -155,8 +160,8 @@ def _tiles(run: RunFiles, before: Measure, after: Measure, primary: str) -> tupl
     then, now = _part(before, "logprob_per_token"), _part(after, "logprob_per_token")
     if is_number(then.get("value")) and is_number(now.get("value")):
         tiles.append(
-            Tile("Log-prob. per token, before → after", f"{percent(then['value'])} → {percent(now['value'])}",
-                 "the same question of both models")
+            Tile("Log-prob. accuracy per token, before → after", f"{percent(then['value'])} → {percent(now['value'])}",
+                 "asked of both models")
         )  # fmt: skip
     margin = _part(after, "margin")
     if is_number(margin.get("value")):
@@ -185,10 +190,26 @@ def _without_evaluation(run: RunFiles) -> Verdict:
         )
         return Verdict("unclear", "Trained, but not evaluated", tuple(sentences), tuple(tiles))
     sentences.append(
-        "Whether it got better is measured on held-out pairs at the end. Write this report again then; if nothing is "
-        "running, the run was stopped and can be resumed."
+        "Whether it got better is measured on held-out pairs at the end."
+        if names_held_out(run)
+        else "The recipe names no held-out pairs (data.eval), so nothing will say whether it got better."
     )
-    return Verdict("pending", "Not finished", tuple(sentences), tuple(tiles))
+    sentences.append("Write this report again later; if nothing is running, the run was stopped and can be resumed.")
+    return Verdict("pending", f"Not finished{_progress(run)}", tuple(sentences), tuple(tiles))
+
+
+def names_held_out(run: RunFiles) -> bool:
+    """Whether the run measures held-out pairs, or may: the recipe names them, or can't be read."""
+    data = run.recipe.get("data")
+    return not isinstance(data, Mapping) or data.get("eval") is not None or data.get("eval_split") is not None
+
+
+def _progress(run: RunFiles) -> str:
+    section = run.recipe.get("train")
+    steps = section.get("max_steps") if isinstance(section, Mapping) else None
+    if not run.metrics or not is_number(steps) or steps <= 0:
+        return ""
+    return f": step {number(run.metrics[-1]['step'])} of {number(steps)}"
 
 
 def _metrics(evaluation: Mapping[str, Any] | None) -> Measure:

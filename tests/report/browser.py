@@ -68,6 +68,21 @@ CONTRAST = """() => {
 }"""
 
 
+HEADINGS = """() => {
+  const levels = Array.from(document.querySelectorAll("h1, h2, h3, h4, h5, h6")).map((one) => Number(one.tagName[1]));
+  return levels.filter((level, i) => level > (i ? levels[i - 1] : 0) + 1);
+}"""
+"""Levels of headings that skip one."""
+
+FOCUSABLE = "button:visible, a[href]:visible, input:visible, select:visible, summary:visible, [tabindex='0']:visible"
+
+FOCUSED = """() => {
+  const one = document.activeElement, style = getComputedStyle(one);
+  return { tag: one.tagName, at: Array.from(document.querySelectorAll("*")).indexOf(one),
+    outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth) };
+}"""
+
+
 def executable() -> str | None:
     """Return the browser of this machine, or None."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)

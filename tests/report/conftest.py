@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from prefopt.report import write_reports
 from tests.report.fixture_run import write_run
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "reviews")
+
+
+@pytest.fixture(scope="session")
+def finished_page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its page with every figure drawn, to read."""
+    return write_reports([finished_run], tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture

@@ -20,6 +20,25 @@ def _point(label: str, loss: str, beta: float, kl: float, reward: float, best: b
     }  # fmt: skip
 
 
+def _text(perplexity: float, entropy: float, distinct: float, length: float) -> dict[str, Any]:
+    return {
+        "perplexity": estimate(perplexity, 1.0), "entropy": estimate(entropy), "distinct_1": distinct - 0.3,
+        "distinct_2": distinct, "distinct_3": distinct + 0.1, "duplicates": 0.02, "refusals": estimate(0.1),
+        "length": estimate(length), "truncated": estimate(0.2), "completions": 40,
+    }  # fmt: skip
+
+
+def _task(
+    task: str, metric: str, base: float, tuned: float, ends: tuple[float, float], *, higher: bool = True
+) -> dict[str, Any]:
+    return {
+        "task": task, "metric": metric, "filter": "none", "higher_is_better": higher, "documents": 500,
+        "num_fewshot": 0, "base": {"value": base, "standard_error": 0.02},
+        "tuned": {"value": tuned, "standard_error": 0.02},
+        "difference": {"value": tuned - base, "low": ends[0], "high": ends[1], "paired": True},
+    }  # fmt: skip
+
+
 EVALS: dict[str, dict[str, Any]] = {
     "winrate": {
         "kind": "winrate", "a": "/home/somebody/runs/dpo", "b": "/home/somebody/runs/sft", "scorer": "sentiment",
@@ -40,17 +59,27 @@ EVALS: dict[str, dict[str, Any]] = {
                    _point("ipo 0.1", "ipo", 0.1, 6.5, 0.6, False)],
     },
     "text": {
-        "kind": "text",
-        "base": {"perplexity": estimate(21.0), "entropy": estimate(2.5), "distinct_2": 0.81, "length": estimate(27.0)},
-        "tuned": {"perplexity": estimate(24.0), "entropy": estimate(2.1), "distinct_2": 0.73, "length": estimate(31.0)},
+        "kind": "text", "prompts": 10, "samples_per_prompt": 4, "max_new_tokens": 48, "temperature": 1.0,
+        "base": _text(21.0, 2.5, 0.81, 27.0), "tuned": _text(24.0, 2.1, 0.73, 27.0),
+        "drift": ["as the command says it"],
     },
     "harness": {
-        "kind": "harness", "base": {"toy": {"accuracy": 0.41}}, "tuned": {"toy": {"accuracy": 0.43}},
+        "kind": "harness", "lm_eval": "0.4.9", "limit": 500, "chat_template": False,
+        "words": ["as the command says it"],
+        "measures": [
+            _task("arc_easy", "acc", 0.41, 0.43, (-0.01, 0.05)),
+            _task("hellaswag", "acc_norm", 0.42, 0.38, (-0.06, -0.02)),
+            _task("wikitext", "word_perplexity", 21.0, 24.0, (1.0, 5.0), higher=False),
+        ],
     },
     "compare": {
-        "kind": "compare", "a": {"run": "dpo", "accuracy": estimate(0.91)},
-        "b": {"run": "ipo", "accuracy": estimate(0.88)},
-        "difference": estimate(0.03, 0.02), "p_value": 0.004,
+        "kind": "compare", "a": "dpo", "b": "ipo", "n": 800, "source": None, "verdict": "as the command says it",
+        "contrasts": [
+            {"measure": "reward", "a": estimate(0.91, 0.02), "b": estimate(0.88, 0.02),
+             "accuracy": estimate(-0.03, 0.02), "only_a": 40, "only_b": 16, "p": 0.0018, "margin": estimate(-0.2)},
+            {"measure": "logprob", "a": estimate(0.6), "b": estimate(0.61), "accuracy": estimate(0.01, 0.02),
+             "only_a": 20, "only_b": 28, "p": 0.31, "margin": estimate(0.2)},
+        ],
     },
 }  # fmt: skip
 

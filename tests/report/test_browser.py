@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefopt.report import write_reports
-from tests.report.browser import CONTRAST, FLAGS, OVERFLOW, Opened, executable
+from tests.report.browser import CONTRAST, FLAGS, FOCUSABLE, FOCUSED, HEADINGS, OVERFLOW, Opened, executable
 from tests.report.fixture_evals import write_evals
 from tests.report.fixture_rounds import write_rounds
 from tests.report.fixture_run import write_run
@@ -38,7 +38,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     run = write_evals(write_run(folder / "reviews"))
     (run / "samples.json").write_text(json.dumps(_samples()))
-    other = write_run(folder / "other")
     going = write_run(folder / "going", steps=17, finished=False)
     rounds, more = write_rounds(folder / "rounds"), write_rounds(folder / "more", rounds=1, finished=False)
     return {
@@ -46,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "going": write_reports([going]),
         "rounds": write_reports([rounds]),
         "rounds going": write_reports([more]),
-        "several": write_reports([run, other, rounds, more], folder / "several.html"),
+        "several": write_reports([run, going, rounds, more], folder / "several.html"),
     }
 
 
@@ -64,24 +63,41 @@ def _samples() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_a_page_opens_quietly_fits_and_can_be_read(
-    browser: Any, pages: dict[str, Path], kind: str, width: int, scheme: str
-) -> None:
-    with Opened(browser, pages[kind], width=width, scheme=scheme) as opened:
-        assert opened.wrong == []
-        assert opened.asked == [opened.own]
+def test_a_page_opens_quietly_fits_and_can_be_read(browser: Any, pages: dict[str, Path], kind: str) -> None:
+    views = [(1280, "light"), (390, "dark"), *([(1280, "dark"), (390, "light")] if kind == "run" else [])]
+    with Opened(browser, pages[kind], width=1280, scheme="light") as opened:
         assert opened.page.locator("h1").count() == 1
-        assert opened.page.evaluate(OVERFLOW) == []
+        assert opened.page.evaluate(HEADINGS) == []
         opened.page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
-        found = opened.page.evaluate(CONTRAST)
-        assert found["found"] == []
-        assert found["seen"] > 150
+        for width, scheme in views:
+            opened.page.set_viewport_size({"width": width, "height": 900})
+            opened.page.emulate_media(color_scheme=scheme)
+            assert opened.page.evaluate(OVERFLOW) == [], (width, scheme)
+            found = opened.page.evaluate(CONTRAST)
+            assert found["found"] == [], (width, scheme)
+            assert found["seen"] > 150
         names = opened.page.eval_on_selector_all(
             "figure", "all => all.map(one => (one.querySelector('svg[role=img]') || one).getAttribute('aria-label'))"
         )
         assert len(names) >= 4
         assert all(name and len(name) > 30 for name in names)
+        assert opened.page.locator("th:not([scope])").count() == 0
+        assert opened.wrong == []
+        assert opened.asked == [opened.own]
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Any, pages: dict[str, Path]) -> None:
+    with Opened(browser, pages["run"], width=390, scheme="dark") as opened:
+        page, reached = opened.page, []
+        assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "smooth"
+        page.emulate_media(reduced_motion="reduce")
+        assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+        for _ in range(page.locator(FOCUSABLE).count()):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate(FOCUSED))
+        assert all(seen["outline"] >= 2 for seen in reached), [seen for seen in reached if seen["outline"] < 2]
+        assert [seen["at"] for seen in reached] == sorted({seen["at"] for seen in reached})  # in the page's order
+        assert {"BUTTON", "A", "INPUT", "SELECT", "BLOCKQUOTE", "SUMMARY"} <= {seen["tag"] for seen in reached}
 
 
 def test_the_theme_that_is_asked_for_goes_before_the_systems(browser: Any, pages: dict[str, Path]) -> None:

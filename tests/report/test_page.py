@@ -16,7 +16,7 @@ from prefopt.report import write_report
 from prefopt.report.read import read_run
 from tests.report.fixture_run import write_run
 
-VOID = {"meta", "br", "img", "input", "link", "hr", "path", "use", "rect", "circle", "line"}
+VOID = {"meta", "br", "wbr", "img", "input", "link", "hr", "path", "use", "rect", "circle", "line"}
 
 
 class Page(HTMLParser):
@@ -72,7 +72,7 @@ def test_a_finished_run_gives_every_section_with_its_numbers(run: Path) -> None:
         "dpo, beta 0.1",
         "One rater",
         "190 pairs",
-        "Further pairs: by gap, by gap",
+        "Further pairs: by gap",
         "A warm, funny and beautifully acted film",
         "2 rejected rows",
         "the completion is empty",
@@ -94,8 +94,8 @@ def test_a_finished_run_gives_every_section_with_its_numbers(run: Path) -> None:
     assert "not finished" not in page.text
 
 
-def test_the_page_is_one_file_that_loads_nothing_and_runs_nothing_but_its_own_script(run: Path) -> None:
-    text = write_report(run).read_text(encoding="utf-8")
+def test_the_page_is_one_file_that_loads_nothing_and_runs_nothing_but_its_own_script(finished_page: Path) -> None:
+    text = finished_page.read_text(encoding="utf-8")
     page = Page(text)
     assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
     for tag, attributes in page.elements:
@@ -116,8 +116,8 @@ def test_the_page_is_one_file_that_loads_nothing_and_runs_nothing_but_its_own_sc
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def test_every_figure_has_a_text_alternative_and_unique_ids(run: Path) -> None:
-    page = page_of(run)
+def test_every_figure_has_a_text_alternative_and_unique_ids(finished_page: Path) -> None:
+    page = Page(finished_page.read_text(encoding="utf-8"))
     drawings = page.all("svg")
     assert len(drawings) == 11
     for attributes in drawings:
@@ -126,20 +126,23 @@ def test_every_figure_has_a_text_alternative_and_unique_ids(run: Path) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     referred = {a["href"][1:] for _, a in page.elements if a.get("href")}
-    clips = set(re.findall(r"url\(#([^)]*)\)", (run / "report.html").read_text()))
+    clips = set(re.findall(r"url\(#([^)]*)\)", finished_page.read_text()))
     assert referred | clips <= set(ids)
 
 
-def test_figures_take_their_colours_from_the_page(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_figures_take_their_colours_from_the_page(finished_page: Path) -> None:
+    text = finished_page.read_text()
     for drawing in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         assert not re.findall(r"#[0-9a-f]{6}\b", drawing)
         assert "var(--" in drawing
 
 
 def test_text_from_data_and_models_stays_text(run: Path) -> None:
-    attack = '<script>alert(1)</script><img src=x onerror="alert(2)"> & {{ 7 * 7 }} $\\frac{1}{0}$'
-    (run / "samples.json").write_text(json.dumps([{"prompt": attack, "before": [attack], "after": [attack]}]))
+    attack = '<script>alert(1)</script><img src=x onerror="alert(2)"> & {{ 7 * 7 }} $\\frac{1}{0}$ \u2028 \u202e'
+    torn = f"{attack} \ud800"  # half of a surrogate pair: no text in UTF-8
+    shaded = [[[attack, 1.0], ['"><b>', -2.0]]]
+    samples = {"prompt": torn, "before": [torn], "after": [attack + "z" * 1_000_000], "after_tokens": shaded}
+    (run / "samples.json").write_text(json.dumps([samples]))
     row = {"source": attack, "line": 1, "reason": attack, "row": {attack: attack}}
     (run / "rejected_rows.jsonl").write_text(json.dumps(row) + "\n")
     (run / "recipe.yaml").write_text(f"model: {{name: {json.dumps(attack)}}}\nloss: {json.dumps(attack)}\n")
@@ -152,14 +155,16 @@ def test_text_from_data_and_models_stays_text(run: Path) -> None:
     for name in ("before", "after"):
         path = run / "eval" / f"{name}.json"
         evaluation = json.loads(path.read_text())
-        evaluation["slice_by"] = attack
+        evaluation["slice_by"] = torn
         for part in evaluation["slices"]:
-            part["label"] = attack
+            part["label"] = torn
         path.write_text(json.dumps(evaluation))
     text = write_report(run).read_text()
     page = Page(text)
     assert len(page.all("script")) == text.count("<script") == 1  # the page's own
     assert not page.all("img")
+    assert not page.all("b")
+    assert any("z" * 1_000_000 in (quoted.get("aria-label") or "") for quoted in page.all("blockquote"))
     assert "49" not in re.findall(r"alert\(2\).{0,40}", page.text)[0]
     assert page.text.count("<script>alert(1)</script>") > 10
 

@@ -7,15 +7,20 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prefopt.errors import RunError
+from prefopt.eval.compare import compare_evaluations
+from prefopt.eval.rewardbench import rewardbench
 from prefopt.report import write_report, write_reports
 from prefopt.report.measured import measured_sections
 from prefopt.report.read import read_run
+from prefopt.report.samples import text_of as prompt_text
 from prefopt.report.shading import answer
 from tests.report.fixture_evals import EVALS, write_evals
 from tests.report.fixture_rounds import write_rounds
+from tests.report.fixture_run import evaluation, write_run
 from tests.report.test_page import Page
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -85,8 +90,8 @@ def test_only_settings_that_differ_are_listed(run: Path, tmp_path: Path) -> None
     recipe.write_text(recipe.read_text().replace("beta: 0.1", "beta: 0.3"))
     page = Page(write_reports([run, other], tmp_path / "page.html").read_text())
     rows = page.text[page.text.index("Where they differ") :]
-    assert "loss.beta 0.1 0.3" in rows
-    assert "learning_rate" not in rows
+    assert "loss. beta 0.1 0.3" in rows  # may wrap behind the dot
+    assert "rate" not in rows
 
 
 def test_a_page_of_several_lies_beside_the_first(run: Path, tmp_path: Path) -> None:
@@ -100,7 +105,14 @@ def test_rounds_say_whether_the_reward_rose(tmp_path: Path) -> None:
     page = text_of(write_report(write_rounds(tmp_path / "rounds", prompts=40)))
     assert re.search(r"The reward rose: from 0\.\d+ to 0\.\d+ on held-out prompts", page)
     assert "After 2 rounds the mean held-out reward has risen by" in page
-    for words in ("After round 1", "At the start", "Stage by stage", "Duplicates", "pass@4", "✓ right, reward 1"):
+    for words in (
+        "After round 1",
+        "At the start",
+        "What each round sampled, selected and learned from",
+        "Duplicates",
+        "pass@4",
+        "✓ right, reward 1",
+    ):
         assert words in page
     assert "<b>perhaps</b>" in page  # as text
     assert "not finished" not in page
@@ -132,24 +144,68 @@ def test_runs_of_rounds_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
     assert re.search(r"ahead of two \(95 % interval 0\.\d+ to 0\.\d+ of the differences of 40 prompts\)", page)
 
 
+def test_no_run_is_called_best_where_none_was_measured_on_the_same(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    path = other / "eval" / "after.json"
+    path.write_text(path.read_text().replace("3f" * 32, "4e" * 32))
+    page = text_of(write_reports([run, other], tmp_path / "page.html"))
+    assert "No comparison: " in page
+    assert "Best on held-out pairs" not in page
+
+
+def test_what_the_commands_compute_is_drawn(run: Path) -> None:
+    first, second = evaluation(trained=True), evaluation(trained=True, seed=0)
+    compared = compare_evaluations(first, second, ("dpo", "ipo"), resamples=100)
+    scores = rewardbench(np.array([1.0, -1.0]), ["alpacaeval-easy", "math-prm"])
+    for name, found in (("compare", compared), ("rewardbench", scores)):
+        (run / "eval" / f"{name}.json").write_text(json.dumps({"kind": name, "prefopt": "0.1.0", **found.to_dict()}))
+    page = text_of(write_report(run))
+    assert "No clear difference: by implicit reward dpo prefers the chosen completion in" in page
+    assert "(p = 1)" in page
+    assert "No overall score: the file has no rows of some subsets" in page
+    assert "1 of 447 published" in page
+
+
+def test_a_recipe_without_held_out_pairs_promises_no_measurement(tmp_path: Path) -> None:
+    going = write_run(tmp_path / "going", steps=17, finished=False)
+    shutil.rmtree(going / "eval")
+    (going / "recipe.yaml").write_text("data: {train: a.jsonl}\ntrain: {max_steps: 40}\neval: {samples: 0}\n")
+    page = text_of(write_report(going))
+    assert "Not finished: step 17 of 40" in page
+    assert "names no held-out pairs (data.eval)" in page
+    assert "is measured on held-out pairs at the end" not in page
+    assert "asks for no samples" in page
+
+
+def test_a_prompt_that_a_chat_template_made_is_shown_by_its_turns() -> None:
+    assert prompt_text("system\nBe kind.\nuser\nHello\nassistant\n") == "system: Be kind.\nuser: Hello"
+    assert prompt_text("user\nHello\nassistant") == "Hello"
+    for kept in ("The user\nis here", "user\nHello", "user\nHello\nassistant\nHi", "Complete: it is"):
+        assert prompt_text(kept) == kept
+
+
 def test_every_kind_of_measurement_has_its_section(run: Path) -> None:
     page = text_of(write_report(write_evals(run)))
     for words in (
-        "dpo wins: its answers are preferred to sft’s in 64.1 % of comparisons with length taken out",
-        "Nothing gives more reward at less divergence than dpo 0.1, dpo 1.",
-        "Overall 73.0 %, the mean of its sections.",
+        "dpo is better than sft: it wins 64.1 % of comparisons at equal length (95 % interval 59.1 to 69.1 %",
+        "No other gives more reward at less divergence than dpo 0.1, dpo 1.",
+        "It prefers the chosen answer in 73.0 % of RewardBench, the mean of its sections.",
         "math-prm Reasoning 55.0 % 447",
-        "distinct 2 81.0 % 73.0 %",
-        "toy: accuracy 41.0 % 43.0 %",
-        "p value 0.00400",
+        "Perplexity rose from 21 to 24; entropy fell from 2.50 to 2.10. No clear change: refusals, length, cut.",
+        "distinct-2 share of different pairs of tokens 81.0 % 73.0 %",
+        "Worse after training: hellaswag, acc_norm; wikitext, word_perplexity.",
+        "dpo is better: by implicit reward dpo prefers the chosen completion in 91.0 % and ipo in 88.0 % of the same "
+        "800 pairs (p = 0.0018).",
+        "By log-prob. chosen preferred 60.0 % 55.0 to 65.0 % 61.0 % 56.0 to 66.0 % +1.0 points −1.0 to +3.0 points 20 "
+        "28 0.31",
         "Further pairs: hard",
-        "By how far raters agree, beside people",
+        "Accuracy by how far raters agree, beside people",
         "people side with it in 71.0 %",
         "AUC",
     ):
         assert words in page, words
     assert "/home/somebody" not in page
-    assert "left out" not in page.replace("Rows left out by a rule", "").replace("rows left out by a rule", "")
+    assert "is left out" not in page.replace("Rows left out by a rule", "").replace("rows left out by a rule", "")
 
 
 @pytest.mark.parametrize("name", EVALS)

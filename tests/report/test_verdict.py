@@ -69,8 +69,10 @@ def test_displacement_is_said_in_words(run: Path) -> None:
     up = " ".join(verdict(run, UNTRAINED, pairs(90, 10, shift=5.0)).sentences)
     down = " ".join(verdict(run, UNTRAINED, pairs(90, 10, shift=-5.0)).sentences)
     # the mean chosen log-ratio is the shift plus (90 - 10) / 100
-    assert "became more likely, by 5.80 nats on average; 0.0\u00a0% of them became less likely." in up
-    assert "became less likely, by 4.20 nats on average; 100.0\u00a0% of them" in down
+    assert (
+        "became more likely, by 5.80 nats on average; in 0.0\u00a0% of pairs the chosen one became less likely." in up
+    )
+    assert "became less likely, by 4.20 nats on average; in 100.0\u00a0% of pairs" in down
     assert "pushing the rejected ones down further" in down
     assert "pushing the rejected ones down further" not in up
 
@@ -80,12 +82,12 @@ def test_length_bias_is_said_only_where_the_intervals_part(run: Path) -> None:
     even = replace(scores, length=np.tile([[5, 9], [9, 5]], (50, 1)))
     skewed = replace(scores, length=np.repeat([[5, 9], [9, 5]], [80, 20], axis=0))
     assert "favours" not in " ".join(verdict(run, UNTRAINED, even).sentences)
-    assert "favours the shorter completion" in " ".join(verdict(run, UNTRAINED, skewed).sentences)
+    assert "favours shorter completions" in " ".join(verdict(run, UNTRAINED, skewed).sentences)
 
 
 def test_the_verdict_does_not_mention_people_when_no_raters_are_known(run: Path) -> None:
-    assert any("People agree" in sentence for sentence in judge(read_run(run)).sentences)
-    assert not any("People agree" in sentence for sentence in verdict(run, UNTRAINED, pairs(90, 10)).sentences)
+    assert any("one person agrees" in sentence for sentence in judge(read_run(run)).sentences)
+    assert not any("one person agrees" in sentence for sentence in verdict(run, UNTRAINED, pairs(90, 10)).sentences)
 
 
 @pytest.mark.parametrize(
