@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefopt.cli.console import messages, print_json, results
+from prefopt.cli.console import print_json, results, say
 
 if TYPE_CHECKING:
     from prefopt.eval.harness import Difference, Estimate
@@ -33,6 +33,9 @@ def harness(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Put questions as turns of a chat.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file, instead of eval/harness.json of the run.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what harness.json holds.")] = False,
 ) -> None:
     """Measure a run and the model that it began with by lm-evaluation-harness, in one table.
@@ -44,18 +47,19 @@ def harness(
     - `prefopt eval harness runs/mine --tasks arc_easy,hellaswag --limit 200`
     - `prefopt eval harness runs/mine --include-path my_tasks`
     """
+    from prefopt.workflow.directory import evaluation_json
     from prefopt.workflow.harness import HarnessOptions, harness_of_run
 
-    console = messages()
     found = harness_of_run(
         run,
         [name for part in tasks.split(",") if (name := part.strip())],
         include=include_path or [],
+        out=out,
         options=HarnessOptions(limit, num_fewshot, batch_size, apply_chat_template),
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        say=say,
     )
     if as_json:
-        print_json(found.to_dict())
+        print_json(evaluation_json("harness", found.to_dict()))
     else:
         _show(found)
 

@@ -90,7 +90,9 @@ _TEXT = (
 def text_section(stem: str, found: Json) -> Section:
     """Return the section of a text.json. Raises KeyError or TypeError for what is none."""
     base, tuned = found["base"], found["tuned"]
-    lines, moved, still = [], [], []
+    lines: list[Line] = []
+    moved: list[str] = []
+    still: list[str] = []
     for key, label, meaning, shown in _TEXT:
         then, now = _measure(base.get(key)), _measure(tuned.get(key))
         if not is_number(then.get("value")) and not is_number(now.get("value")):
@@ -130,7 +132,9 @@ def text_section(stem: str, found: Json) -> Section:
 def harness_section(stem: str, found: Json) -> Section:
     """Return the section of a harness.json. Raises KeyError or TypeError for what is none."""
     measures = list(found["measures"])
-    lines, shown, better, worse = [], [], [], []
+    lines, shown = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for one in measures:
         kind = "" if one.get("filter") in (None, "none") else f", {one['filter']}"
         gap = one["difference"]

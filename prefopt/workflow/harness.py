@@ -20,7 +20,7 @@ from prefopt.eval.harness import Comparison, Estimate, difference, harness_in_wo
 from prefopt.models import load_policy
 from prefopt.models.adapters import copy_weights
 from prefopt.models.modes import evaluating
-from prefopt.workflow.directory import write_json
+from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.generations import weights_of_run
 from prefopt.workflow.harness_tasks import load_tasks
 
@@ -48,7 +48,7 @@ class HarnessOptions:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """What `eval/harness.json` holds."""
+    """What `eval/harness.json` holds, beside its kind and version."""
 
     harness: str
     """The version of lm-evaluation-harness."""
@@ -58,8 +58,6 @@ class HarnessResult:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "kind": "harness",
-            "prefopt": version("prefopt"),
             "lm_eval": self.harness,
             "limit": self.options.limit,
             "chat_template": self.options.chat_template,
@@ -73,6 +71,7 @@ def harness_of_run(
     tasks: Sequence[str] = (),
     *,
     include: Sequence[Path] = (),
+    out: Path | None = None,
     options: HarnessOptions | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> HarnessResult:
@@ -84,6 +83,7 @@ def harness_of_run(
         run: a directory of `prefopt train` or `prefopt rounds`.
         tasks: names that the harness knows, patterns, or YAML files; none is every task of `include`.
         include: YAML files and folders of own tasks.
+        out: the file to write instead.
         options: how they are put.
         say: is told what is being done.
 
@@ -109,7 +109,7 @@ def harness_of_run(
     base, tuned = measured
     compared = tuple(_compared(base, tuned, loaded["tasks"], options))
     result = HarnessResult(version("lm_eval"), options, compared, harness_in_words(compared))
-    write_json(run / "eval" / HARNESS, result.to_dict())
+    keep_evaluation(out or run / "eval" / HARNESS, "harness", result.to_dict(), say)
     return result
 
 

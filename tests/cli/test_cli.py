@@ -29,6 +29,7 @@ VERBS = [
     "eval frontier",
     "eval winrate",
     "eval text",
+    "eval harness",
     "chat",
     "merge",
     "push",

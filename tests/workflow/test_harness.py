@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from prefopt.cli import app
 from prefopt.errors import DataError, RecipeError
 from prefopt.models import load_policy
+from prefopt.workflow.directory import evaluation_json
 from prefopt.workflow.finished import load_run
 from prefopt.workflow.harness import HarnessOptions, harness_of_run
 from prefopt.workflow.harness_tasks import load_tasks
@@ -101,8 +102,7 @@ def test_the_table_is_the_arithmetic_by_hand_of_both_models(
     run = train(LORA)
     found = harness_of_run(run, include=[own], options=HarnessOptions(batch_size=4, resamples=200))
     held = json.loads((run / "eval" / "harness.json").read_text())
-    assert held == found.to_dict()
-    assert held["kind"] == "harness"
+    assert held == evaluation_json("harness", found.to_dict())
     choice, likelihood, written = found.compared
     assert [choice.name, likelihood.name, written.name] == [
         "toy_choice acc",
