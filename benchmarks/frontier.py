@@ -1,6 +1,6 @@
 """The controlled-sentiment experiment of DPO (arXiv:2305.18290, section 6.1, Figure 2) at the size of the demo.
 
-    python benchmarks/frontier.py --out frontier                 # everything: some 45 minutes on two cores
+    python benchmarks/frontier.py --out frontier                 # everything: more than an hour of one core
     python benchmarks/frontier.py --out frontier --only raft     # one of them; again for the rest
     python benchmarks/frontier.py --out toy --model TINY --steps 4 --prompts 4 --samples 2 --new-tokens 8
 
