@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "eval_pairs.py"
 
 
+@pytest.mark.soak
 def test_both_sides_find_the_same_log_probs(tmp_path, tiny_model):
     command = [sys.executable, str(BENCHMARK), "--pairs", "3", "--repeats", "1", "--model", str(tiny_model),
                "--dtype", "float32", "--batch", "2", "--prompt-words", "8"]  # fmt: skip

@@ -5,9 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "frontier.py"
 
 
+@pytest.mark.soak
 def test_runs_are_trained_once_and_stand_in_one_table(tmp_path, tiny_model, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("benchmark_of_the_frontier", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)

@@ -227,7 +227,7 @@ def test_held_out_lists_that_prefer_nothing_are_said_and_do_not_stop_a_training(
 def test_missing_pairs_are_told_before_a_model_loads(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefopt.workflow import finished
+    from prefopt.workflow import evaluations, finished
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a model was loaded")
@@ -235,7 +235,7 @@ def test_missing_pairs_are_told_before_a_model_loads(
     monkeypatch.setattr(finished, "load_policy", refuse)
     path = recipe(tmp_path, tiny_model, tmp_path / "run")
     with pytest.raises(DataError, match=r"absent\.jsonl is missing"):
-        finished.eval_pairs_run(path, data=str(tmp_path / "absent.jsonl"))
+        evaluations.eval_pairs_run(path, data=str(tmp_path / "absent.jsonl"))
 
 
 def lists_trainer(folder: Path, model: Path, loss: str, **options: object) -> PreferenceTrainer:

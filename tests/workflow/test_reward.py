@@ -19,6 +19,7 @@ from prefopt.errors import ModelError, RecipeError
 from prefopt.recipe import load_recipe
 from prefopt.rewards import RewardConfig, build_scorer, make_attempt
 from prefopt.workflow import rewardbench_run
+from prefopt.workflow.directory import evaluation_json
 from prefopt.workflow.reward import RewardRun, train_reward
 from tests.models.loading import edit
 from tests.toys import list_rows, pair_rows, write_rows
@@ -66,7 +67,8 @@ def test_it_learns_which_completion_is_chosen(finished: RewardRun) -> None:
     found = finished.evaluation.accuracy
     assert (found.n, found.value) == (20, 1.0)
     assert found.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's, of 20 of 20
-    assert json.loads((finished.path / "eval/after.json").read_text()) == finished.evaluation.to_dict()
+    kept = json.loads((finished.path / "eval/after.json").read_text())
+    assert kept == evaluation_json("reward", finished.evaluation.to_dict())
     assert finished.evaluation.margin.value is not None
     assert finished.evaluation.margin.value > 0
 
