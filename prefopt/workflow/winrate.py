@@ -132,21 +132,15 @@ def winrate_of(
         sampled, seen = _sampled(weights, asked, config, options)
         rollouts.append(sampled)
         attempts.append(seen)
-    position = None
-    verdicts: dict[str, Floats]
     if opened is not None:
         say(f"judging {len(rollouts[0])} pairs in both orders")
-        ahead, behind, why = judged(opened, *attempts)
-        outcomes, position = both_orders(ahead, behind)
-        verdicts = {"a_stood_first": ahead, "b_stood_first": behind, "outcome": outcomes}
+        verdicts, position, why = _judged(opened, *attempts)
     else:
         assert config is not None  # one of the two is
-        scores, why = _scored(config, *attempts)
-        outcomes = (np.sign(scores[0] - scores[1]) + 1) / 2
-        verdicts = {"score_a": scores[0], "score_b": scores[1], "outcome": outcomes}
+        position, (verdicts, why) = None, _scored(config, *attempts)
     lengths = [[len(one.token_ids) for one in side] for side in rollouts]
     found = win_rate(
-        outcomes, lengths[0], lengths[1], [one.prompt_id for one in rollouts[0]], resamples=options.resamples
+        verdicts["outcome"], lengths[0], lengths[1], [one.prompt_id for one in rollouts[0]], resamples=options.resamples
     )
     named = f"judge {section.model}" if section is not None else ", ".join(config.scorers if config else ())
     result = WinrateResult(a, b, named, options, found, position, dict(Counter(why).most_common(3)))
@@ -186,9 +180,19 @@ def _sampled(
     return rollouts, attempts_of(rollouts, prompts, config, tokenizer)
 
 
-def _scored(config: RewardConfig, a: Sequence[Attempt], b: Sequence[Attempt]) -> tuple[Floats, list[str]]:
-    """Return the scores of both sides, (2, n), NaN where there is none, and why."""
-    scores = build_scorer(config).score([*a, *b])
-    why = [one.reason for one in scores if isinstance(one, ScoreFailure)]
-    values = np.array([np.nan if isinstance(one, ScoreFailure) else float(one) for one in scores])
-    return values.reshape(2, -1), why
+def _judged(
+    judge: Judge, a: Sequence[Attempt], b: Sequence[Attempt]
+) -> tuple[dict[str, Floats], Position | None, list[str]]:
+    """Return what a judge said of each comparison, by name, how much position counted, and why there was no verdict."""
+    ahead, behind, why = judged(judge, a, b)
+    outcomes, position = both_orders(ahead, behind)
+    return {"a_stood_first": ahead, "b_stood_first": behind, "outcome": outcomes}, position, why
+
+
+def _scored(config: RewardConfig, a: Sequence[Attempt], b: Sequence[Attempt]) -> tuple[dict[str, Floats], list[str]]:
+    """Return the scores of both sides and what follows of each comparison, NaN where there is none, and why."""
+    said = build_scorer(config).score([*a, *b])
+    why = [one.reason for one in said if isinstance(one, ScoreFailure)]
+    values = np.array([np.nan if isinstance(one, ScoreFailure) else float(one) for one in said])
+    ours, theirs = values.reshape(2, -1)
+    return {"score_a": ours, "score_b": theirs, "outcome": (np.sign(ours - theirs) + 1) / 2}, why
