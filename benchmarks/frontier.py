@@ -1,15 +1,16 @@
 """The controlled-sentiment experiment of DPO (arXiv:2305.18290, section 6.1, Figure 2) at the size of the demo.
 
     python benchmarks/frontier.py --out frontier                 # everything: more than an hour of one core
-    python benchmarks/frontier.py --out frontier --only raft     # one of them; again for the rest
+    python benchmarks/frontier.py --out frontier --only rso      # one of them; again for the rest
     python benchmarks/frontier.py --out toy --model TINY --steps 4 --prompts 4 --samples 2 --new-tokens 8
 
 The demo's model learns from the demo's human pairs of film-review sentences by DPO at four beta, IPO, KTO and SFT on
-the liked sentences, each from the same start for as many steps of as many pairs; RAFT (best of n samples by VADER,
-then SFT on them) never sees the pairs. Then all answer the same held-out prompts, and VADER's compound score of the
-samples stands over the sequence KL to the start: `prefopt eval frontier` for every checkpoint and round.
+the liked sentences, each from the same start for as many steps of as many pairs. RAFT (best of n samples by VADER, then
+SFT on them) and RSO (samples accepted by VADER and ranked into pairs, then DPO on them) never see the pairs. Then all
+answer the same held-out prompts, and VADER's compound score of the samples stands over the sequence KL to the start:
+`prefopt eval frontier` for every checkpoint and round.
 
-Held out are the demo's eight prompts, each about eight kinds of film; RAFT samples from the same about eight others. A
+Held out are the demo's eight prompts, each about eight kinds of film; rounds sample from the same about eight others. A
 run that is finished is not trained again, and a point that is measured is not sampled again. Ends in
 OUT/frontier.{json,csv,png,svg} and OUT/frontier.md, whose table is printed.
 """
@@ -49,7 +50,14 @@ LOSSES: dict[str, Any] = {
     "kto": {"name": "kto"},
     "sft": {"name": "sft"},
 }
-RAFT = "raft"
+ROUNDS: dict[str, dict[str, Any]] = {
+    "raft": {"select": {"selector": "top_k", "k": 1}, "loss": {"name": "sft"}},
+    "rso": {
+        "select": {"selector": "rso", "form": "pairs", "k": 4, "beta": 0.25},
+        "loss": {"name": "dpo", "beta": 0.1},
+    },
+}
+METHODS = [*LOSSES, *ROUNDS]
 LABELLED = ("kto",)  # a pair is two examples of theirs
 LEARNT = ("a comedy", "a love story", "a war film", "a horror film", "a western", "a family film", "an action film",
           "a biography")  # fmt: skip
@@ -73,7 +81,7 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> None:
     write_rows(make_pairs(load_sentences()).train, folder / "pairs.jsonl")
     for name, kinds, count in (
         ("held_out", HELD_OUT, options.prompts),
-        ("raft", LEARNT, options.raft_prompts),
+        ("rounds", LEARNT, options.round_prompts),
     ):
         text = "".join(json.dumps(row) + "\n" for row in prompts(kinds, count))
         replace_text(folder / f"{name}.jsonl", text)
@@ -114,20 +122,19 @@ def train(name: str, run: Path, options: argparse.Namespace, console: Console) -
     train_run(recipe, resume=run.exists(), console=console)
 
 
-def train_raft(run: Path, options: argparse.Namespace, console: Console) -> None:
-    """Rounds of: sample, keep the best by VADER, learn it by SFT."""
+def train_rounds(name: str, run: Path, options: argparse.Namespace, console: Console) -> None:
+    """Rounds of: sample, select by VADER, learn what was selected."""
     common = shared(run, options, examples=options.pairs)
-    common["train"] |= {"num_train_epochs": options.raft_epochs}
+    common["train"] |= {"num_train_epochs": options.round_epochs}
     inputs = options.out / "inputs"
     recipe = RoundsRecipe.model_validate(
         {
             **common,
-            "prompts": {"train": str(inputs / "raft.jsonl"), "eval": str(inputs / "held_out.jsonl")},
-            "sample": {"n": options.raft_samples, "max_new_tokens": options.new_tokens},
+            **ROUNDS[name],
+            "prompts": {"train": str(inputs / "rounds.jsonl"), "eval": str(inputs / "held_out.jsonl")},
+            "sample": {"n": options.round_samples, "max_new_tokens": options.new_tokens},
             "score": {"kind": "sentiment"},
-            "select": {"selector": "top_k", "k": 1},
-            "loss": {"name": "sft"},
-            "rounds": {"count": options.raft_rounds},
+            "rounds": {"count": options.rounds},
             "eval": {"n": 1},
         }
     )
@@ -160,8 +167,8 @@ def _row(point: FrontierPoint) -> str:
 
 def finished(run: Path, options: argparse.Namespace) -> bool:
     """Whether a run needs no more training."""
-    if run.name == RAFT:
-        return (run / f"round-{options.raft_rounds - 1:03d}" / "evaluate.json").is_file()
+    if run.name in ROUNDS:
+        return (run / f"round-{options.rounds - 1:03d}" / "evaluate.json").is_file()
     return (run / "adapter").is_dir()
 
 
@@ -169,16 +176,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what is not trained, measure what is not measured, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results; kept between calls")
-    parser.add_argument("--only", action="append", metavar="NAME", help=f"repeatable: {', '.join([*LOSSES, RAFT])}")
+    parser.add_argument("--only", action="append", metavar="NAME", help=f"repeatable: {', '.join(METHODS)}")
     parser.add_argument("--steps", type=int, default=40, help="of every loss on pairs")
     parser.add_argument("--points", type=int, default=2, help="checkpoints of a run, each a point")
     parser.add_argument("--pairs", type=int, default=16, help="of one step")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a pair's completion and its prompt")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--raft-rounds", type=int, default=3)
-    parser.add_argument("--raft-prompts", type=int, default=64)
-    parser.add_argument("--raft-samples", type=int, default=8, help="of each prompt, of which the best is learnt")
-    parser.add_argument("--raft-epochs", type=int, default=3, help="over the best ones, a round")
+    parser.add_argument("--rounds", type=int, default=3, help="of raft and rso")
+    parser.add_argument("--round-prompts", type=int, default=64)
+    parser.add_argument("--round-samples", type=int, default=8, help="of each prompt: raft learns 1, rso 2 pairs of 4")
+    parser.add_argument("--round-epochs", type=int, default=3, help="over what was selected, a round")
     parser.add_argument("--prompts", type=int, default=64, help="held out; 64 at most")
     parser.add_argument("--samples", type=int, default=4, help="of each held-out prompt")
     parser.add_argument("--new-tokens", type=int, default=24, help="of a sample at most")
@@ -186,9 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-measure", action="store_true", help="train alone")
     options = parser.parse_args(arguments)
-    names = options.only or [*LOSSES, RAFT]
-    if unknown := [name for name in names if name not in LOSSES and name != RAFT]:
-        parser.error(f"{unknown[0]} is none of {', '.join([*LOSSES, RAFT])}")
+    names = options.only or METHODS
+    if unknown := [name for name in names if name not in METHODS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(METHODS)}")
     torch.set_num_threads(options.threads)
     options.out = options.out.resolve()
     write_inputs(options.out / "inputs", options)
@@ -200,14 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"{name}: training", highlight=False)
         if run.exists() and not any(run.glob("*/*.json")) and not any(run.glob("checkpoint-*")):
             shutil.rmtree(run)  # it was ended before anything of it could be gone on with
-        if name == RAFT:
-            train_raft(run, options, console)
+        if name in ROUNDS:
+            train_rounds(name, run, options, console)
         else:
             train(name, run, options, console)
         took[name] = round(time.monotonic() - began)
     if options.no_measure:
         return 0
-    runs = [run for name in [*LOSSES, RAFT] if finished(run := options.out / "runs" / name, options)]
+    runs = [run for name in METHODS if finished(run := options.out / "runs" / name, options)]
     began = time.monotonic()
     frontier = frontier_of_runs(
         runs,

@@ -1,15 +1,14 @@
-"""What rounds come to on a real model: a task with and without thinking, sentiment against KL, a base of 4 bits.
+"""What rounds come to on a real model: a task with and without thinking, and on a base of 4 bits.
 
-    python benchmarks/rounds.py --model path/to/SmolLM2-135M-Instruct --out runs/benchmark
-    python benchmarks/rounds.py --only largest thinking
-    python benchmarks/rounds.py --only sentiment --rounds 2 --prompts 48
+    python benchmarks/rounds.py --out runs/benchmark
+    python benchmarks/rounds.py --only largest nf4
+    python benchmarks/rounds.py --only thinking --rounds 2 --prompts 48
 
 `largest` and `thinking`: IRPO, and as its control imitation of the accepted answers, on the largest of three numbers,
-for which the model has four examples in its prompt. `sentiment`: RSO and RAFT by VADER's score, and offline DPO on
-people's pairs, measured at every checkpoint, so that it can be compared at equal KL. `nf4`: IRPO on a base of 4 bits.
-Every run is one of `prefopt rounds` in its folder below `--out`: started again, the script goes on where it was, and
-`prefopt rounds plot` draws them. It prints a table in Markdown with 95 % intervals over held-out prompts; a run that
-fails is a line that says why. The last line is JSON.
+for which the model has four examples in its prompt. `nf4`: IRPO on a base of 4 bits. RSO and RAFT beside offline DPO at
+equal KL are a part of `frontier.py`. Every run is one of `prefopt rounds` in its folder below `--out`: started again,
+the script goes on where it was, and `prefopt rounds plot` draws them. It prints a table in Markdown with 95 % intervals
+over held-out prompts; a run that fails is a line that says why. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 from rich.console import Console  # noqa: E402
 
 from prefopt.errors import PrefoptError  # noqa: E402
-from prefopt.recipe import load_recipe  # noqa: E402
-from prefopt.rewards import ScoreFailure, build_scorer, make_attempt  # noqa: E402
-from prefopt.rounds.engines import open_engine  # noqa: E402
 from prefopt.rounds.evaluating import METRICS  # noqa: E402
 from prefopt.rounds.files import read_json, write_text  # noqa: E402
 from prefopt.rounds.loop import run_rounds  # noqa: E402
-from prefopt.rounds.measures import measure  # noqa: E402
 from prefopt.rounds.recipe import RoundsRecipe, load_rounds  # noqa: E402
-from prefopt.rounds.tables import ScoreRow  # noqa: E402
-from prefopt.sampling import read_prompts  # noqa: E402
-from prefopt.train.checkpoint import checkpoints  # noqa: E402
-from prefopt.workflow import train_run  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHOTS = 4
@@ -111,7 +101,7 @@ def largest(out: Path, options: argparse.Namespace, *, thinking: bool, nf4: bool
     given = [
         *write_task(out / "data", options, thinking=thinking),
         f"score={{kind: numeric, thinking: {rules}}}",
-        f"sample.max_new_tokens={64 if thinking else 8}",
+        f"sample.max_new_tokens={48 if thinking else 8}",
     ]
     if nf4:
         given.append("model.quantization=nf4")
@@ -122,73 +112,16 @@ def largest(out: Path, options: argparse.Namespace, *, thinking: bool, nf4: bool
         yield f"{name}: imitation", rounds_of("irpo", out / f"{name}-sft", options, *given, *control)
 
 
-def sentiment(out: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Yield RSO, RAFT and offline DPO on film reviews, by name."""
-    few = [f"prompts.limit={options.prompts}", f"prompts.eval_limit={options.held_out}"]
-    few.append(f"sample.max_new_tokens={options.review_tokens}")
-    for name, more in (("rso", [f"select.k={max(2, options.n // 2)}"]), ("raft", [])):
-        yield f"sentiment: {name}", rounds_of(name, out / f"sentiment-{name}", options, *few, *more)
-    yield "sentiment: offline dpo", lambda: offline(out, options, few)
-
-
-def offline(out: Path, options: argparse.Namespace, few: Sequence[str]) -> list[Measured]:
-    """Train DPO on people's pairs; return what the start and each of its checkpoints answer to the held-out prompts."""
-    run = out / "sentiment-dpo"
-    steps = options.steps or options.offline_steps
-    overrides = [f"model.name={options.model}", f"train.output_dir={run}", f"train.max_steps={steps}",
-                 "train.save_strategy=steps", f"train.save_steps={max(1, steps // 6)}", "train.save_total_limit=null",
-                 "train.warmup_steps=0.1", "eval.samples=0"]  # fmt: skip
-    begun = (run / "recipe.yaml").is_file()
-    if not (run / "adapter").is_dir():
-        train_run(load_recipe(RECIPES / "dpo.yaml", overrides), resume=begun, console=Console(stderr=True))
-    recipe = loaded("rso", out / "unused", options, *few, f"select.k={max(2, options.n // 2)}")
-    policies = {0: None} | {int(path.name.rpartition("-")[2]): path for path in checkpoints(run)}
-    return [{"step": step, **_measured(run / f"measured-{step}.json", recipe, at)} for step, at in policies.items()]
-
-
-def _measured(kept: Path, recipe: RoundsRecipe, policy: Path | None) -> Measured:
-    """Return what rounds would measure of a policy, from the file that a script before left if there is one."""
-    if kept.is_file():
-        return dict(read_json(kept))
-    prompts = read_prompts(recipe.prompts.eval)[: recipe.prompts.eval_limit]
-    sample = recipe.sample.model_copy(update={"n": recipe.eval.n, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    rollouts = open_engine(recipe, sample, policy).sample(prompts, n=sample.n, seed=0)
-    by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    attempts = [make_attempt(by_id[one.prompt_id].prompt, one.text, rollout=one) for one in rollouts]
-    scored = []
-    for rollout, score in zip(rollouts, build_scorer(recipe.score).score(attempts), strict=True):
-        value, failure = (None, score.reason) if isinstance(score, ScoreFailure) else (score, None)
-        row = ScoreRow(rollout.prompt_id, rollout.sample, value, None, broken=False, failure=failure)
-        scored.append((rollout, row))
-    found = measure(scored, recipe.eval)
-    write_text(kept, json.dumps(found))
-    return found
-
-
-def at_kl(curve: Sequence[Measured], kl: float) -> float | None:
-    """Return the reward at this KL, on straight lines between what was measured; None beyond it."""
-    points = sorted((one["kl"]["value"], one["reward"]["value"]) for one in curve)
-    for (left, below), (right, above) in pairwise(points):
-        if left <= kl <= right:
-            return below if right == left else below + (above - below) * (kl - left) / (right - left)
-    return None
-
-
 def table(found: dict[str, list[Measured] | str]) -> list[str]:
     """Return the lines of a Markdown table, and of what follows from it."""
-    lines = ["| run | after | pass@1 | reward | KL, nats | tokens | offline DPO at this KL |", "| --- " * 7 + "|"]
-    curve = found.get("sentiment: offline dpo")
+    lines = ["| run | after | pass@1 | KL, nats | tokens |", "| --- " * 5 + "|"]
     for name, measured in found.items():
         if isinstance(measured, str):
-            lines.append(f"| {name} | {measured} | | | | | |")
+            lines.append(f"| {name} | {measured} | | | |")
             continue
         for number, one in enumerate(measured):
-            compared = None
-            if isinstance(curve, list) and name.startswith("sentiment") and measured is not curve and one["kl"]:
-                compared = at_kl(curve, one["kl"]["value"])
-            shown = "" if compared is None else f"{compared:.3f}"
             cells = [_cell(one.get(key), form) for key, form in _COLUMNS]
-            lines.append(f"| {name} | {one.get('step', number)} | {' | '.join(cells)} | {shown} |")
+            lines.append(f"| {name} | {number} | {' | '.join(cells)} |")
     lines.append("")
     for name, measured in found.items():
         if isinstance(measured, list) and measured[0].get("pass@1") and len(measured) > 1:
@@ -199,7 +132,7 @@ def table(found: dict[str, list[Measured] | str]) -> list[str]:
     return lines
 
 
-_COLUMNS = (("pass@1", ".1%"), ("reward", ".3f"), ("kl", ".2f"), ("length", ".1f"))
+_COLUMNS = (("pass@1", ".1%"), ("kl", ".2f"), ("length", ".1f"))
 
 
 def _cell(value: Any, form: str) -> str:
@@ -211,7 +144,6 @@ def _cell(value: Any, form: str) -> str:
 CELLS: dict[str, Callable[[Path, argparse.Namespace], Iterator[tuple[str, Any]]]] = {
     "largest": lambda out, options: largest(out, options, thinking=False),
     "thinking": lambda out, options: largest(out, options, thinking=True),
-    "sentiment": sentiment,
     "nf4": lambda out, options: largest(out, options, thinking=False, nf4=True),
 }
 
@@ -227,9 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--n", type=int, default=8, help="samples of a prompt")
     parser.add_argument("--eval-n", type=int, default=4, help="samples of a held-out prompt")
-    parser.add_argument("--review-tokens", type=int, default=40, help="most tokens of a review")
     parser.add_argument("--steps", type=int, help="train so many steps a round, and no whole epochs")
-    parser.add_argument("--offline-steps", type=int, default=48, help="of DPO on people's pairs")
     options = parser.parse_args(arguments)
     found: dict[str, list[Measured] | str] = {}
     for cell in options.only:

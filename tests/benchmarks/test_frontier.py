@@ -17,8 +17,8 @@ def test_runs_are_trained_once_and_stand_in_one_table(tmp_path, tiny_model, monk
     monkeypatch.setattr("sys.path", [*sys.path])  # which it changes
     spec.loader.exec_module(benchmark)
     common = ["--out", str(tmp_path), "--model", str(tiny_model), "--steps", "2", "--pairs", "2", "--prompts", "3",
-              "--samples", "2", "--new-tokens", "5", "--raft-rounds", "1", "--raft-prompts", "4", "--raft-samples", "3",
-              "--raft-epochs", "1", "--threads", "1", "--max-length", "400"]  # fmt: skip
+              "--samples", "2", "--new-tokens", "5", "--rounds", "1", "--round-prompts", "4", "--round-samples", "8",
+              "--round-epochs", "1", "--threads", "1", "--max-length", "400"]  # fmt: skip
     assert benchmark.main([*common, "--only", "dpo-1", "--only", "raft", "--only", "kto"]) == 0
     printed = capsys.readouterr().out.splitlines()
     held = json.loads((tmp_path / "frontier.json").read_text())
