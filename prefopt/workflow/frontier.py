@@ -17,15 +17,12 @@ from prefopt.sampling import Prompt
 from prefopt.train.callbacks import replace_text
 from prefopt.workflow.directory import keep_evaluation, write_json
 from prefopt.workflow.frontier_figure import draw_frontier
-from prefopt.workflow.generations import (
+from prefopt.workflow.generations import check_columns, draw, read_reward, run_prompts, score
+from prefopt.workflow.weights import (
     Weights,
-    check_columns,
-    draw,
+    divergence_from,
     load_weights,
-    read_reward,
     reference_hash,
-    run_prompts,
-    score,
     start_of,
     weights_hash,
     weights_of_run,
@@ -147,11 +144,11 @@ def _key(weights: Weights, base: str, prompts: Sequence[Prompt], reward: str, op
 def _measure(
     weights: Weights, prompts: Sequence[Prompt], config: RewardConfig, reward: Reward, options: FrontierOptions
 ) -> list[dict[str, Any]]:
-    packed, tokenizer, reference = load_weights(weights)
+    loaded = load_weights(weights, divergence_from(weights.reference))
     drawn = draw(
-        packed,
-        tokenizer,
-        reference,
+        loaded.packed,
+        loaded.tokenizer,
+        loaded.reference,
         prompts,
         n=options.samples_per_prompt,
         max_new_tokens=options.max_new_tokens,
@@ -160,7 +157,7 @@ def _measure(
         token_budget=options.token_budget,
     )
     rows = []
-    for one in score(drawn, prompts, config, reward, tokenizer):
+    for one in score(drawn, prompts, config, reward, loaded.tokenizer):
         rollout = one.rollout
         assert rollout.reference is not None  # `draw` gives it
         rows.append(

@@ -15,8 +15,9 @@ from prefopt.models.scoring import example_entropies, example_logprobs
 from prefopt.sampling import HfEngine, Prompt, Sampler
 from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.finished import run_recipe
-from prefopt.workflow.generations import Weights, load_sampler, read_run_recipe, run_prompts, start_of, weights_of_run
+from prefopt.workflow.generations import run_prompts
 from prefopt.workflow.inputs import load_held_out
+from prefopt.workflow.weights import Weights, load_weights, read_run_recipe, start_of, weights_of_run
 
 TEXT = "text.json"
 
@@ -111,7 +112,8 @@ def text_of_run(
 
 def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) -> tuple[TextEvaluation, str | None]:
     """Return the measures of one model, and why they have no perplexity."""
-    packed, tokenizer = load_sampler(weights)
+    loaded = load_weights(weights)
+    packed, tokenizer = loaded.packed, loaded.tokenizer
     engine = HfEngine(
         packed,
         tokenizer,

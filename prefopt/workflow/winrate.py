@@ -19,17 +19,9 @@ from prefopt.rewards.judge import Judge
 from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler
 from prefopt.train.callbacks import replace_text
 from prefopt.workflow.directory import RECIPE, keep_evaluation
-from prefopt.workflow.generations import (
-    Weights,
-    attempts_of,
-    check_columns,
-    check_model,
-    load_sampler,
-    read_reward,
-    run_prompts,
-    weights_named,
-)
+from prefopt.workflow.generations import attempts_of, check_columns, read_reward, run_prompts
 from prefopt.workflow.judging import judged, read_judge
+from prefopt.workflow.weights import Weights, check_model, load_weights, weights_named
 
 WINRATE = "winrate.json"
 
@@ -173,7 +165,8 @@ def _write_samples(
 def _sampled(
     weights: Weights, prompts: Sequence[Prompt], config: RewardConfig | None, options: WinrateOptions
 ) -> tuple[list[Rollout], list[Attempt]]:
-    packed, tokenizer = load_sampler(weights)
+    loaded = load_weights(weights)
+    packed, tokenizer = loaded.packed, loaded.tokenizer
     sampler = Sampler(options.max_new_tokens, options.temperature)
     engine = HfEngine(packed, tokenizer, sampler, batch_size=options.batch_size)
     rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
