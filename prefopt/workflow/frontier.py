@@ -17,7 +17,7 @@ from prefopt.sampling import Prompt
 from prefopt.train.callbacks import replace_text
 from prefopt.workflow.directory import keep_evaluation, write_json
 from prefopt.workflow.frontier_figure import draw_frontier
-from prefopt.workflow.generations import check_columns, draw, read_reward, run_prompts, score
+from prefopt.workflow.generations import SamplingOptions, check_columns, draw, read_reward, run_prompts, score
 from prefopt.workflow.weights import (
     Weights,
     divergence_from,
@@ -32,18 +32,12 @@ POINTS = "frontier_points"
 """The folder beside frontier.json that holds what every point's samples are, a file a point."""
 
 
-@dataclass(frozen=True)
-class FrontierOptions:
-    """What is sampled of every point, the same for all."""
+@dataclass(frozen=True, kw_only=True)
+class FrontierOptions(SamplingOptions):
+    """What is sampled of every point, and what points there are."""
 
-    samples_per_prompt: int = 4
-    max_new_tokens: int = 64
     checkpoints: bool = False
     """Also the checkpoints of training runs; rounds are points always."""
-    seed: int = 0
-    batch_size: int = 64
-    token_budget: int = 8192
-    resamples: int = 2000
 
 
 def frontier_of_runs(
@@ -145,17 +139,8 @@ def _measure(
     weights: Weights, prompts: Sequence[Prompt], config: RewardConfig, reward: Reward, options: FrontierOptions
 ) -> list[dict[str, Any]]:
     loaded = load_weights(weights, divergence_from(weights.reference))
-    drawn = draw(
-        loaded.packed,
-        loaded.tokenizer,
-        loaded.reference,
-        prompts,
-        n=options.samples_per_prompt,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        token_budget=options.token_budget,
-    )
+    assert loaded.reference is not None  # one was asked for
+    drawn = draw(loaded, loaded.reference, prompts, options)
     rows = []
     for one in score(drawn, prompts, config, reward, loaded.tokenizer):
         rollout = one.rollout

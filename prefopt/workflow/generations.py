@@ -12,12 +12,27 @@ from pydantic import ValidationError
 
 from prefopt.data import Example
 from prefopt.errors import DataError, RecipeError
-from prefopt.models.packed import PackedModel
+from prefopt.models.references import Reference
 from prefopt.models.scoring import example_divergences
 from prefopt.rewards import Attempt, Reward, RewardConfig, ScoreFailure, absolute_files, make_attempt, opens_thinking
 from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler, prompt_key, read_prompts
 from prefopt.workflow.directory import RECIPE
-from prefopt.workflow.weights import read_run_recipe
+from prefopt.workflow.weights import Loaded, read_run_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What is sampled of every model that is measured, the same of all."""
+
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 64
+    seed: int = 0
+    batch_size: int = 64
+    """Samples computed at once."""
+    token_budget: int = 8192
+    """Tokens scored at once."""
+    resamples: int = 2000
+    """Of the bootstrap over prompts."""
 
 
 @dataclass(frozen=True)
@@ -114,32 +129,42 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def draw(
-    packed: PackedModel,
-    tokenizer: Any,
-    reference: Any,
-    prompts: Sequence[Prompt],
-    *,
-    n: int,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int = 64,
-    token_budget: int = 8192,
-) -> list[tuple[Rollout, float]]:
-    """Return n samples of each prompt at temperature 1, in order, each with its sequence KL to the reference, nats.
+def sample(
+    loaded: Loaded, prompts: Sequence[Prompt], options: SamplingOptions, *, temperature: float = 1.0
+) -> list[Rollout]:
+    """Return the samples of each prompt, in order.
 
     Raises:
         DataError: a prompt can't be encoded, or leaves no room for a completion.
         ModelError: a log-prob is not finite.
     """
-    engine = HfEngine(packed, tokenizer, Sampler(max_new_tokens), batch_size=batch_size, token_budget=token_budget)
-    rollouts = engine.sample(prompts, n=n, seed=seed)
-    examples = [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
-    kl, policy, compared = example_divergences(examples, packed, reference, token_budget)
+    sampler = Sampler(options.max_new_tokens, temperature)
+    engine = HfEngine(
+        loaded.packed,
+        loaded.tokenizer,
+        sampler,
+        batch_size=options.batch_size,
+        token_budget=options.token_budget,
+    )
+    return engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
+
+
+def draw(
+    loaded: Loaded, reference: Reference, prompts: Sequence[Prompt], options: SamplingOptions
+) -> list[tuple[Rollout, float]]:
+    """Return samples at temperature 1, each with its sequence KL to the reference, nats. Raises as `sample`."""
+    rollouts = sample(loaded, prompts, options)
+    examples = as_examples(rollouts)
+    kl, policy, compared = example_divergences(examples, loaded.packed, reference, options.token_budget)
     return [
         (replace(one, policy=float(policy[at]), reference=float(compared[at])), float(kl[at]))
         for at, one in enumerate(rollouts)
     ]
+
+
+def as_examples(rollouts: Sequence[Rollout]) -> list[Example]:
+    """Return samples as what is scored: each with its prompt, by their tokens."""
+    return [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
 
 
 def score(

@@ -12,26 +12,14 @@ from prefopt.errors import PrefoptError
 from prefopt.eval import held_out_pairs
 from prefopt.eval.text import TextEvaluation, drift_in_words, text_evaluation
 from prefopt.models.scoring import example_entropies, example_logprobs
-from prefopt.sampling import HfEngine, Prompt, Sampler
+from prefopt.sampling import Prompt
 from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.finished import run_recipe
-from prefopt.workflow.generations import run_prompts
+from prefopt.workflow.generations import SamplingOptions, as_examples, run_prompts, sample
 from prefopt.workflow.inputs import load_held_out
 from prefopt.workflow.weights import Weights, load_weights, read_run_recipe, start_of, weights_of_run
 
 TEXT = "text.json"
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """What is sampled of both models."""
-
-    samples_per_prompt: int = 4
-    max_new_tokens: int = 64
-    seed: int = 0
-    batch_size: int = 64
-    token_budget: int = 8192
-    resamples: int = 2000
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ def text_of_run(
     column: str | None = None,
     limit: int | None = None,
     out: Path | None = None,
-    options: TextOptions | None = None,
+    options: SamplingOptions | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> TextResult:
     """Measure the texts of a run and of the model that it began with, and write `eval/text.json`.
@@ -87,7 +75,7 @@ def text_of_run(
         RunError: `run` is no run, or has no weights yet.
         DataError: prompts that can't be read.
     """
-    options = options or TextOptions()
+    options = options or SamplingOptions()
     tuned = weights_of_run(run)[-1]
     asked = run_prompts(run, None, source=prompts, column=column, limit=limit)
     measured = []
@@ -110,29 +98,22 @@ def text_of_run(
     return result
 
 
-def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) -> tuple[TextEvaluation, str | None]:
+def _measure(
+    weights: Weights, prompts: Sequence[Prompt], options: SamplingOptions
+) -> tuple[TextEvaluation, str | None]:
     """Return the measures of one model, and why they have no perplexity."""
     loaded = load_weights(weights)
-    packed, tokenizer = loaded.packed, loaded.tokenizer
-    engine = HfEngine(
-        packed,
-        tokenizer,
-        Sampler(options.max_new_tokens),
-        batch_size=options.batch_size,
-        token_budget=options.token_budget,
-    )
-    rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
-    examples = [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
-    held_out, why = _chosen(weights.run, tokenizer)
+    rollouts = sample(loaded, prompts, options)
+    held_out, why = _chosen(weights.run, loaded.tokenizer)
     known = None
     if held_out is not None:
-        logprobs, _ = example_logprobs(held_out, packed, None, options.token_budget)
+        logprobs, _ = example_logprobs(held_out, loaded.packed, None, options.token_budget)
         known = (logprobs, [len(example.completions[0]) for example in held_out])
     measured = text_evaluation(
         [one.token_ids for one in rollouts],
         [one.text for one in rollouts],
         [one.prompt_id for one in rollouts],
-        entropy=example_entropies(examples, packed, options.token_budget),
+        entropy=example_entropies(as_examples(rollouts), loaded.packed, options.token_budget),
         truncated=[one.finish == "length" for one in rollouts],
         held_out=known,
         resamples=options.resamples,

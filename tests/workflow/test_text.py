@@ -7,13 +7,14 @@ from pathlib import Path
 import yaml
 
 from prefopt.workflow.directory import evaluation_json
-from prefopt.workflow.text import TextOptions, text_of_run
+from prefopt.workflow.generations import SamplingOptions
+from prefopt.workflow.text import text_of_run
 from tests.toys import write_rows
 
 
 def test_a_run_is_measured_beside_its_start(train: Callable[..., Path], tmp_path: Path) -> None:
     run = train("lora: {r: 4}, dtype: float32")
-    found = text_of_run(run, limit=3, options=TextOptions(samples_per_prompt=2, max_new_tokens=6, resamples=100))
+    found = text_of_run(run, limit=3, options=SamplingOptions(samples_per_prompt=2, max_new_tokens=6, resamples=100))
     held = json.loads((run / "eval" / "text.json").read_text())
     assert held == evaluation_json("text", found.to_dict())
     assert (held["kind"], held["prompts"]) == ("text", 3)
@@ -33,7 +34,7 @@ def test_a_run_is_measured_beside_its_start(train: Callable[..., Path], tmp_path
     said["data"]["eval"] = str(write_rows(tmp_path / "labelled.jsonl", labelled))
     try:
         recipe.write_text(yaml.safe_dump(said))
-        options = TextOptions(samples_per_prompt=1, max_new_tokens=2, resamples=100)
+        options = SamplingOptions(samples_per_prompt=1, max_new_tokens=2, resamples=100)
         without = text_of_run(run, limit=2, out=tmp_path / "text.json", options=options, say=(lines := []).append)
     finally:
         recipe.write_text(kept)
