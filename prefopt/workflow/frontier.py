@@ -15,7 +15,7 @@ from prefopt.eval.kl import clustered_mean, sequence_kl
 from prefopt.rewards import Reward, RewardConfig, build_scorer, reward_identity
 from prefopt.sampling import Prompt
 from prefopt.train.callbacks import replace_text
-from prefopt.workflow.directory import keep_evaluation, write_json
+from prefopt.workflow.directory import each_once, keep_evaluation, write_json
 from prefopt.workflow.frontier_figure import draw_frontier
 from prefopt.workflow.generations import SamplingOptions, check_columns, draw, read_reward, run_prompts, score
 from prefopt.workflow.weights import (
@@ -58,7 +58,7 @@ def frontier_of_runs(
     scorer and settings is read, not sampled again.
 
     Args:
-        runs: directories of `prefopt train` or `prefopt rounds`.
+        runs: directories of `prefopt train` or `prefopt rounds`; one that is named twice counts once.
         scorer: a kind of scorer; see `read_reward`.
         reward: a YAML file with a score section instead.
         prompts: what to sample from instead of what the first run holds out.
@@ -74,6 +74,7 @@ def frontier_of_runs(
         DataError: prompts that can't be read or lack a column that the scorer needs.
     """
     options = options or FrontierOptions()
+    runs = each_once(runs)
     config = read_reward(scorer, reward, runs)
     identity = reward_identity(config)
     found = [weights for run in runs for weights in weights_of_run(run, every_checkpoint=options.checkpoints)]

@@ -18,7 +18,7 @@ from prefopt.rewards import Attempt, RewardConfig, ScoreFailure, build_scorer, r
 from prefopt.rewards.judge import Judge
 from prefopt.sampling import Prompt, Rollout
 from prefopt.train.callbacks import replace_text
-from prefopt.workflow.directory import RECIPE, keep_evaluation
+from prefopt.workflow.directory import RECIPE, each_once, keep_evaluation
 from prefopt.workflow.generations import SamplingOptions, attempts_of, check_columns, read_reward, run_prompts, sample
 from prefopt.workflow.judging import judged, read_judge
 from prefopt.workflow.weights import Weights, check_model, load_weights, weights_named
@@ -95,12 +95,17 @@ def winrate_of(
         say: is told what is being done.
 
     Raises:
-        RecipeError: what judges is not said, or said twice.
+        RecipeError: what judges is not said, or said twice, or both sides are one.
         RunError: a run has no weights yet.
         DataError: prompts that can't be read or lack a column, or no comparison with a verdict.
     """
     options = options or WinrateOptions()
     sides = [weights_named(a), weights_named(b)]
+    if len(each_once([one.run for one in sides])) == 1:
+        raise RecipeError(
+            f"{a} and {b} are one, which writes the same text from the same seed: every comparison would be a tie. "
+            "Name another model beside it."
+        )
     runs = [one.run for one in sides if (one.run / RECIPE).is_file()]
     if judge is not None and (scorer is not None or reward is not None):
         raise RecipeError("--judge compares by itself; leave --scorer and --reward out.")

@@ -457,7 +457,7 @@ def test_eval_pairs_keeps_what_it_measured_in_the_run_or_where_it_is_told(
     assert "did you mean 'topic'?" in err
 
 
-def test_eval_compare_says_that_a_run_is_no_better_than_itself(
+def test_eval_compare_says_that_a_run_is_no_better_than_its_copy(
     prefopt: Callable[..., Ended], finished: tuple[Ended, Path], tmp_path: Path
 ) -> None:
     run = finished[1]
@@ -467,6 +467,9 @@ def test_eval_compare_says_that_a_run_is_no_better_than_itself(
     assert "It can't be told which of run and twin" in out
     kept = json.loads((run / "eval/compare.json").read_text())
     assert (kept["kind"], kept["n"], kept["contrasts"][0]["p"]) == ("compare", 8, 1.0)
+    code, _, err = prefopt("eval", "compare", str(run), str(run / ".." / run.name))
+    assert code == 2
+    assert "are one run, which never differs from itself" in err
     (twin / "eval/after.json").unlink()
     code, _, err = prefopt("eval", "compare", str(run), str(twin))
     assert code == 2

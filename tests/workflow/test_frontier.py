@@ -78,7 +78,9 @@ def test_prompts_are_those_that_the_first_run_holds_out(
     train: Callable[..., Path], scorer: Path, tmp_path: Path
 ) -> None:
     run = train("lora: {r: 4}, dtype: float32")
-    found = frontier_of_runs([run], reward=scorer, out=tmp_path, limit=3, options=OPTIONS)
+    runs = [run, run.parent / "." / ".." / run.parent.name / run.name]
+    found = frontier_of_runs(runs, reward=scorer, out=tmp_path, limit=3, options=OPTIONS)
+    assert len(found.points) == 2, "a run that is named twice counts once"
     assert (found.prompts, found.points[0].completions) == (3, 6)
 
 
