@@ -11,13 +11,14 @@ from prefopt.data import Example, PreferenceData
 from prefopt.errors import PrefoptError
 from prefopt.eval import held_out_pairs
 from prefopt.eval.text import TextEvaluation, drift_in_words, text_evaluation
+from prefopt.models.adapters import copy_weights
 from prefopt.models.scoring import example_entropies, example_logprobs
 from prefopt.sampling import Prompt
 from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.finished import run_recipe
 from prefopt.workflow.generations import SamplingOptions, as_examples, run_prompts, sample
 from prefopt.workflow.inputs import load_held_out
-from prefopt.workflow.weights import Weights, load_weights, read_run_recipe, start_of, weights_of_run
+from prefopt.workflow.weights import Loaded, load_weights, read_run_recipe, start_of, weights_of_run
 
 TEXT = "text.json"
 
@@ -60,6 +61,8 @@ def text_of_run(
 ) -> TextResult:
     """Measure the texts of a run and of the model that it began with, and write `eval/text.json`.
 
+    One model is loaded: first as the run began with it, then with the run's weights.
+
     The perplexity is of the chosen completions of the recipe's `data.eval`; where there are none, it is said why.
 
     Args:
@@ -78,12 +81,14 @@ def text_of_run(
     options = options or SamplingOptions()
     tuned = weights_of_run(run)[-1]
     asked = run_prompts(run, None, source=prompts, column=column, limit=limit)
+    loaded = load_weights(start_of(tuned))
+    held_out, why = _chosen(run, loaded.tokenizer)
     measured = []
-    why: str | None = None
-    for weights in (start_of(tuned), tuned):
-        say(f"{weights.label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
-        found, why = _measure(weights, asked, options)
-        measured.append(found)
+    for label, folder in (("start", None), (tuned.label, tuned.folder)):
+        if folder is not None:
+            copy_weights(loaded.packed.model, folder)
+        say(f"{label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
+        measured.append(_measure(loaded, asked, held_out, options))
     base, after = measured
     result = TextResult(
         base=base,
@@ -99,17 +104,15 @@ def text_of_run(
 
 
 def _measure(
-    weights: Weights, prompts: Sequence[Prompt], options: SamplingOptions
-) -> tuple[TextEvaluation, str | None]:
-    """Return the measures of one model, and why they have no perplexity."""
-    loaded = load_weights(weights)
+    loaded: Loaded, prompts: Sequence[Prompt], held_out: Sequence[Example] | None, options: SamplingOptions
+) -> TextEvaluation:
+    """Return the measures of one model."""
     rollouts = sample(loaded, prompts, options)
-    held_out, why = _chosen(weights.run, loaded.tokenizer)
     known = None
     if held_out is not None:
         logprobs, _ = example_logprobs(held_out, loaded.packed, None, options.token_budget)
         known = (logprobs, [len(example.completions[0]) for example in held_out])
-    measured = text_evaluation(
+    return text_evaluation(
         [one.token_ids for one in rollouts],
         [one.text for one in rollouts],
         [one.prompt_id for one in rollouts],
@@ -118,7 +121,6 @@ def _measure(
         held_out=known,
         resamples=options.resamples,
     )
-    return measured, why
 
 
 def _chosen(run: Path, tokenizer: Any) -> tuple[list[Example] | None, str | None]:
