@@ -34,3 +34,20 @@ def train(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Train:
         return known[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of four prompts."""
+    rows: list[dict[str, object]] = [{"prompt": f"say {n}"} for n in range(4)]
+    return str(write_rows(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows))
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Path:
+    """A file with a score section: the number of letters."""
+    code = "def letters(attempt):\n    return sum(c.isalpha() for c in attempt.text)\n"
+    (tmp_path / "own.py").write_text(code)
+    path = tmp_path / "reward.yaml"
+    path.write_text("score: {kind: python, function: 'own.py:letters'}\n")
+    return path

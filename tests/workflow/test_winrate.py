@@ -14,22 +14,6 @@ from tests.rewards.test_judge import Server, grade
 OPTIONS = WinrateOptions(samples_per_prompt=2, max_new_tokens=6, resamples=100)
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {n}"}) + "\n" for n in range(4)))
-    return str(path)
-
-
-@pytest.fixture
-def reward(tmp_path: Path) -> Path:
-    code = "def letters(attempt):\n    return sum(c.isalpha() for c in attempt.text)\n"
-    (tmp_path / "own.py").write_text(code)
-    path = tmp_path / "reward.yaml"
-    path.write_text("kind: python\nfunction: 'own.py:letters'\n")
-    return path
-
-
 def test_a_model_against_its_copy_ties_and_a_run_writes_its_rate(
     train: Callable[..., Path], tiny_model: Path, prompts: str, reward: Path, tmp_path: Path
 ) -> None:
