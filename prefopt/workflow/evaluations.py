@@ -69,10 +69,7 @@ def eval_pairs_run(
         changed |= {} if slice_by == recipe.eval.slice_by else {"slice_edges": None}  # those of another column
     config = config.model_copy(update=changed)
     beta = recipe.loss.build().beta
-    evaluation = replace(
-        evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta),
-        source=(source,) if isinstance(source, str) else tuple(map(str, source)),
-    )
+    evaluation = evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta)
     keep_evaluation(path, "pairs", evaluation.to_dict(), say)
     return evaluation
 

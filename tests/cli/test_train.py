@@ -1,5 +1,6 @@
 """`prefopt train`: what it prints, where it refuses to write, and how it ends when it is stopped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,5 @@ def test_train_prints_the_run_directory_and_nothing_else_on_stdout(finished: tup
     assert f"report: {run}/report.html" in err
     assert (run / "report.html").is_file()
     assert (run / "adapter/adapter_model.safetensors").is_file()
+    for name in ("before", "after"):
+        assert json.loads((run / f"eval/{name}.json").read_text())["source"] == [str(run.parent / "held_out.jsonl")]
