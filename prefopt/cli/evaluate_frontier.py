@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefopt.cli.console import print_json, results, say
+from prefopt.cli.sampling_options import BatchSize, Limit, MaxNewTokens, PromptColumn, SamplesPerPrompt, TokenBudget
 
 if TYPE_CHECKING:
     from prefopt.eval.frontier import Frontier
@@ -27,14 +28,14 @@ def frontier(
     prompts: Annotated[
         str | None, typer.Option(help="A file of prompts, instead of those that the first run holds out.")
     ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Which of its columns holds the prompt.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first of the prompts.")] = None,
-    samples_per_prompt: Annotated[int, typer.Option(min=1)] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a sample may have.")] = 64,
+    prompt_column: PromptColumn = None,
+    limit: Limit = None,
+    samples_per_prompt: SamplesPerPrompt = 4,
+    max_new_tokens: MaxNewTokens = 64,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Measure every checkpoint of the runs.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for all runs.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
-    token_budget: Annotated[int, typer.Option(min=1, help="Tokens scored at once: memory and time.")] = 8192,
+    batch_size: BatchSize = 64,
+    token_budget: TokenBudget = 8192,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder to write to, instead of the first run's eval: these are several files."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefopt.cli.console import print_json, results, say
+from prefopt.cli.sampling_options import BatchSize, Limit, MaxNewTokens, PromptColumn, SamplesPerPrompt, TokenBudget
 
 if TYPE_CHECKING:
     from prefopt.eval import Mean, Share
@@ -19,13 +20,13 @@ def text(
     prompts: Annotated[
         str | None, typer.Option(help="A file of prompts, instead of those that the run holds out.")
     ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Which of its columns holds the prompt.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first of the prompts.")] = None,
-    samples_per_prompt: Annotated[int, typer.Option(min=1)] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a sample may have.")] = 64,
+    prompt_column: PromptColumn = None,
+    limit: Limit = None,
+    samples_per_prompt: SamplesPerPrompt = 4,
+    max_new_tokens: MaxNewTokens = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for both models.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
-    token_budget: Annotated[int, typer.Option(min=1, help="Tokens scored at once: memory and time.")] = 8192,
+    batch_size: BatchSize = 64,
+    token_budget: TokenBudget = 8192,
     out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/text.json of the run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what text.json holds.")] = False,
 ) -> None:
@@ -38,7 +39,8 @@ def text(
     - `prefopt eval text runs/mine --samples-per-prompt 8`
     """
     from prefopt.workflow.directory import evaluation_json
-    from prefopt.workflow.text import TextOptions, text_of_run
+    from prefopt.workflow.generations import SamplingOptions
+    from prefopt.workflow.text import text_of_run
 
     found = text_of_run(
         run,
@@ -46,7 +48,13 @@ def text(
         column=prompt_column,
         limit=limit,
         out=out,
-        options=TextOptions(samples_per_prompt, max_new_tokens, seed, batch_size, token_budget),
+        options=SamplingOptions(
+            samples_per_prompt=samples_per_prompt,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            token_budget=token_budget,
+        ),
         say=say,
     )
     if as_json:

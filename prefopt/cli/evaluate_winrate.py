@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefopt.cli.console import print_json, results, say
+from prefopt.cli.sampling_options import BatchSize, Limit, MaxNewTokens, PromptColumn, SamplesPerPrompt
 
 if TYPE_CHECKING:
     from prefopt.eval import Estimate
@@ -25,13 +26,13 @@ def winrate(
         Path | None, typer.Option(help="A YAML file with the keys of a judge, which compares in both orders, instead.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="A file of prompts, instead of those that A holds out.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="Which of its columns holds the prompt.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first of the prompts.")] = None,
-    samples_per_prompt: Annotated[int, typer.Option(min=1)] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a sample may have.")] = 128,
+    prompt_column: PromptColumn = None,
+    limit: Limit = None,
+    samples_per_prompt: SamplesPerPrompt = 1,
+    max_new_tokens: MaxNewTokens = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for both.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")] = 64,
+    batch_size: BatchSize = 64,
     out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/winrate.json of A.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what winrate.json holds.")] = False,
 ) -> None:
@@ -59,7 +60,13 @@ def winrate(
         column=prompt_column,
         limit=limit,
         out=out,
-        options=WinrateOptions(samples_per_prompt, max_new_tokens, temperature, seed, batch_size),
+        options=WinrateOptions(
+            samples_per_prompt=samples_per_prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+        ),
         say=say,
     )
     if as_json:

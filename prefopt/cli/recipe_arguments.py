@@ -16,3 +16,4 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in train.output_dir.")]

@@ -8,15 +8,13 @@ from typing import Annotated
 import typer
 
 from prefopt.cli.console import INTERRUPTED, messages, print_json, results
-from prefopt.cli.recipe_arguments import Overrides, RecipeFile
+from prefopt.cli.recipe_arguments import Overrides, RecipeFile, Resume
 
 
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in train.output_dir.")
-    ] = False,
+    resume: Resume = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON.")] = False,
 ) -> None:
     """Train a reward model on a recipe's pairs, and measure it on those held out.

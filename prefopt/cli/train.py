@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
 
 import typer
 
 from prefopt.cli.console import INTERRUPTED, messages
-from prefopt.cli.recipe_arguments import Overrides, RecipeFile
+from prefopt.cli.recipe_arguments import Overrides, RecipeFile, Resume
 
 
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in train.output_dir.")
-    ] = False,
+    resume: Resume = False,
 ) -> None:
     """Train a model on preferences as a recipe says.
 

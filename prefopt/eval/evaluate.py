@@ -68,4 +68,5 @@ def evaluate_pairs(
         fingerprint=data.fingerprint,
         calibration=calibrated,
         by_agreement=() if raters is None else accuracy_by_agreement(scores.margins, raters, human, **resampling),
+        source=tuple(dict.fromkeys(found.source for found in data.summary.recognised)),
     )

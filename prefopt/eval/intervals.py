@@ -35,8 +35,8 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean with the 95 % percentile interval of its bootstrap. Empty: no value and no interval."""
+class Estimate:
+    """A number with a 95 % interval; what makes it says of which kind. Nothing to measure: no value, no interval."""
 
     n: int
     value: float | None
@@ -48,16 +48,8 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with a 95 % interval; what makes it says of which kind. Nothing to measure: no value, no interval."""
-
-    n: int
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+class Mean(Estimate):
+    """A mean with the 95 % percentile interval of its bootstrap."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class PairEvaluation:
     by_agreement: tuple[AgreementBin, ...] = ()
     """Primary accuracy by how far raters agree, where that is known."""
     source: tuple[str, ...] = ()
-    """The files that the pairs are from."""
+    """The files, or data sets, that the pairs are from; none for rows that a program gave."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able copy; what has no value (nothing to count) is None."""

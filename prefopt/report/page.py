@@ -19,6 +19,7 @@ from prefopt.report.samples import is_shaded, kinds_of, run_samples, text_of
 from prefopt.report.several import render_several
 from prefopt.report.verdict import judge, names_held_out
 from prefopt.report.words import NONE, duration, is_number, number, percent
+from prefopt.workflow.directory import each_once
 
 REPORT = "report.html"
 _TABLE_ROWS = 12
@@ -45,7 +46,7 @@ def write_reports(runs: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         RunError: a directory is no run, or the page can't be written.
     """
-    paths = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    paths = each_once([Path(run) for run in runs])
     if len(paths) == 1:
         [run] = paths
         page = render_rounds(read_rounds(run)) if is_rounds(run) else render(read_run(run))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -129,29 +129,22 @@ def _best_trained(runs: Mapping[str, RunFiles]) -> list[Best]:
     what = "implicit reward" if all_rewarded else "log-probability"
     key = "reward" if all_rewarded else "logprob"
     values = {name: ((one.get("metrics") or {}).get(key) or {}) for name, one in after.items()}
-    values = {name: one for name, one in values.items() if is_number(one.get("value"))}
-    if len(values) < 2:
+    if len(ranked := _ranked(values)) < 2:
         return []
-    ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
     best = ranked[0]
-    said, clear, compared = [], True, 0
-    for name in ranked[1:]:
+
+    def lead(name: str) -> Mean | None:
         if not after[name].get("fingerprint") or after[name].get("fingerprint") != after[best].get("fingerprint"):
-            said.append(f"{name} was measured on other pairs: its {percent(values[name]['value'])} is no comparison.")
-            continue
-        lead = _right(after[best], all_rewarded) - _right(after[name], all_rewarded)
-        found = mean(lead)
-        compared += 1
-        clear &= found.low is not None and found.low > 0
-        said.append(_ahead(best, name, found, f"of {plural(found.n, 'pair')}"))
-    first = f"{best} ranks {percent(values[best]['value'])} of held-out pairs right by {what}."
+            return None
+        return mean(_right(after[best], all_rewarded) - _right(after[name], all_rewarded))
+
+    shown = {name: percent(values[name]["value"]) for name in ranked}
+    said, clear, compared = _against_the_rest(shown, lead, "pair", shares=True)
+    first = f"{best} ranks {shown[best]} of held-out pairs right by {what}."
     title = f"Best on held-out pairs: {best}" if clear else f"No clear winner; {best} is ahead on held-out pairs"
     if not compared:
-        title, clear = f"No comparison: {best} was measured on pairs that no other run was measured on", False
-    tiles = tuple(
-        Tile(name, percent(values[name]["value"]), f"95 % interval {percent_interval(values[name])}")
-        for name in ranked[:6]
-    )
+        title = f"No comparison: {best} was measured on pairs that no other run was measured on"
+    tiles = tuple(Tile(name, shown[name], f"95 % interval {percent_interval(values[name])}") for name in ranked[:6])
     return [(title, clear, [first, *said, *_caution(len(ranked))], tiles)]
 
 
@@ -166,31 +159,51 @@ def _right(evaluation: Json, rewarded: bool) -> np.ndarray[Any, np.dtype[np.floa
 def _best_rounds(runs: Mapping[str, RoundsFiles]) -> list[Best]:
     last = {name: run.evaluated[-1].name for name, run in runs.items() if run.evaluated}
     values = {name: (runs[name].measures[one].get("reward") or {}) for name, one in last.items()}
-    values = {name: one for name, one in values.items() if is_number(one.get("value"))}
-    if len(values) < 2:
+    if len(ranked := _ranked(values)) < 2:
         return []
-    ranked = sorted(values, key=lambda name: -float(values[name]["value"]))
     best = ranked[0]
-    said, clear, compared = [], True, 0
-    for name in ranked[1:]:
-        found = paired(runs[best].rewards.get(last[best], {}), runs[name].rewards.get(last[name], {}))
-        if found is None:
-            said.append(f"{name} was measured on other prompts: its {number(values[name]['value'])} is no comparison.")
-            continue
-        compared += 1
-        clear &= found.low is not None and found.low > 0
-        said.append(_ahead(best, name, found, f"of {plural(found.n, 'prompt')}", shares=False))
-    first = f"{best} has a mean reward of {number(values[best]['value'])} on held-out prompts after its last round."
+
+    def lead(name: str) -> Mean | None:
+        return paired(runs[best].rewards.get(last[best], {}), runs[name].rewards.get(last[name], {}))
+
+    shown = {name: number(values[name]["value"]) for name in ranked}
+    said, clear, compared = _against_the_rest(shown, lead, "prompt", shares=False)
+    first = f"{best} has a mean reward of {shown[best]} on held-out prompts after its last round."
     title = f"Highest held-out reward: {best}" if clear else f"No clear winner; {best} has the highest held-out reward"
     if not compared:
-        title, clear = "No comparison: the runs were measured on different prompts", False
-    tiles = tuple(
-        Tile(name, number(values[name]["value"]), f"95 % interval {interval(values[name])}") for name in ranked[:6]
-    )
+        title = "No comparison: the runs were measured on different prompts"
+    tiles = tuple(Tile(name, shown[name], f"95 % interval {interval(values[name])}") for name in ranked[:6])
     return [(title, clear, [first, *said, *_caution(len(ranked))], tiles)]
 
 
-def _ahead(best: str, name: str, found: Mean, what: str, *, shares: bool = True) -> str:
+def _ranked(values: Mapping[str, Json]) -> list[str]:
+    """Return the names that have a number, the one with the highest first."""
+    known = {name: float(one["value"]) for name, one in values.items() if is_number(one.get("value"))}
+    return sorted(known, key=lambda name: -known[name])
+
+
+def _against_the_rest(
+    shown: Mapping[str, str], lead: Callable[[str], Mean | None], of: str, *, shares: bool
+) -> tuple[list[str], bool, bool]:
+    """Say how far the first of `shown` is ahead of each other one, by `lead` over pairs or prompts (`of`).
+
+    Returns:
+        The sentences, whether it is clearly ahead of all that it can be compared with, and whether there is any.
+    """
+    best, *rest = shown
+    said, clear, compared = [], True, False
+    for name in rest:
+        found = lead(name)
+        if found is None:
+            said.append(f"{name} was measured on other {of}s: its {shown[name]} is no comparison.")
+            continue
+        compared = True
+        clear &= found.low is not None and found.low > 0
+        said.append(_ahead(best, name, found, f"of {plural(found.n, of)}", shares=shares))
+    return said, clear and compared, compared
+
+
+def _ahead(best: str, name: str, found: Mean, what: str, *, shares: bool) -> str:
     scale, unit = (100, " points") if shares else (1, "")
     value, low, high = (None if one is None else scale * one for one in (found.value, found.low, found.high))
     sure = "" if found.low is not None and found.low > 0 else ", which may be chance"

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefopt.models import load_policy
-from prefopt.models.adapters import copy_weights
-from prefopt.models.packed import PackedModel
-from prefopt.models.references import build_reference
 from prefopt.rounds.recipe import RoundsRecipe
 from prefopt.sampling import Engine, FileEngine, HfEngine, SampleConfig, Sampler, VllmEngine
+from prefopt.workflow.weights import divergence_from, load_beside
 
 
 def open_engine(recipe: RoundsRecipe, sample: SampleConfig, policy: Path | None) -> Engine:
@@ -21,14 +18,10 @@ def open_engine(recipe: RoundsRecipe, sample: SampleConfig, policy: Path | None)
         sample: how prompts are answered.
         policy: what a round trained; None is the recipe's model.
     """
-    model, tokenizer = load_policy(recipe.model, seed=recipe.train.arguments().seed)
-    packed = PackedModel(model)
-    # Whatever training compares with, KL is measured to where the run began, or to the model that the recipe names.
-    wanted = recipe.reference if recipe.reference.kind == "model" else "auto"
-    reference = build_reference(wanted, packed, needed=True, tokenizer=tokenizer)
-    if policy is not None:
-        copy_weights(model, policy)
-    common: dict[str, Any] = {"reference": reference, "token_budget": sample.token_budget}
+    seed = recipe.train.arguments().seed
+    loaded = load_beside(recipe.model, divergence_from(recipe.reference), folder=policy, seed=seed)
+    packed, tokenizer = loaded.packed, loaded.tokenizer
+    common: dict[str, Any] = {"reference": loaded.reference, "token_budget": sample.token_budget}
     sampler = Sampler(sample.max_new_tokens, sample.temperature, sample.top_p, sample.top_k)
     if sample.engine == "file":
         assert sample.path is not None  # SampleConfig sees to it

@@ -69,10 +69,7 @@ def eval_pairs_run(
         changed |= {} if slice_by == recipe.eval.slice_by else {"slice_edges": None}  # those of another column
     config = config.model_copy(update=changed)
     beta = recipe.loss.build().beta
-    evaluation = replace(
-        evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta),
-        source=(source,) if isinstance(source, str) else tuple(map(str, source)),
-    )
+    evaluation = evaluate_pairs(measured.packed, measured.reference, held_out, config, beta=beta)
     keep_evaluation(path, "pairs", evaluation.to_dict(), say)
     return evaluation
 
@@ -95,9 +92,11 @@ def compare_runs(
         say: is told where it is kept.
 
     Raises:
-        RunError: one of them is no run, or has not measured such pairs.
+        RunError: one of them is no run, or has not measured such pairs, or they are one run.
         DataError: they measured different pairs.
     """
+    if run_a.resolve() == run_b.resolve():
+        raise RunError(f"{run_a} and {run_b} are one run, which never differs from itself; name another run beside it.")
     a, b = (_measured_pairs(run, name) for run in (run_a, run_b))
     names = (run_a.name, run_b.name) if run_a.name != run_b.name else (str(run_a), str(run_b))
     comparison = replace(compare_evaluations(a, b, names), pairs=name or "after")

@@ -11,17 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.errors import RunError
-from prefopt.models import load_policy
+from prefopt.models import ReferenceConfig, load_policy
 from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
-from prefopt.models.references import FrozenModel, Reference, build_reference
+from prefopt.models.references import Reference
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.train.checkpoint import staged
-from prefopt.workflow.directory import (
-    ADAPTER,
-    MODEL,
-    RECIPE,
-)
+from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.weights import as_it_is, load_weights, weights_of_run
 
 
 def save_result(
@@ -73,30 +70,18 @@ class Measured:
 
 
 def load_measured(run_or_recipe: Path) -> Measured:
-    """Load a run with its reference, or the model that a recipe names, as it is. Raises as `load_run`."""
-    if not run_or_recipe.is_dir():
+    """Load a run with what it was compared with, or the model that a recipe names, as it is. Raises as `load_run`."""
+    if run_or_recipe.is_dir():
+        recipe = run_recipe(run_or_recipe)
+        loaded = load_weights(weights_of_run(run_or_recipe)[-1], _compared(recipe))
+    else:
         recipe = load_recipe(run_or_recipe)
-        model, tokenizer = load_policy(recipe.model, trainable=False)
-        return Measured(PackedModel(model), None, tokenizer, recipe)
-    model, tokenizer, recipe = load_run(run_or_recipe)
-    packed = PackedModel(model)
-    compared = recipe.loss.build().needs_reference and recipe.reference.kind != "none"
-    return Measured(packed, _run_reference(recipe, packed) if compared else None, tokenizer, recipe)
+        loaded = load_weights(as_it_is(run_or_recipe, recipe.model))
+    return Measured(loaded.packed, loaded.reference, loaded.tokenizer, recipe)
 
 
-def _run_reference(recipe: Recipe, packed: PackedModel) -> Reference:
-    """Return what a finished run was compared with: for a new LoRA adapter its base, otherwise the model it was."""
-    if recipe.reference.kind == "model":
-        return build_reference(recipe.reference, packed, needed=True)
-    new = isinstance(packed.model, PeftModel) and recipe.model.adapter is None
-    if new and (recipe.reference.kind == "adapter_off" or _starts_as_base(recipe)):
-        return build_reference("adapter_off", packed, needed=True)
-    start, _ = load_policy(recipe.model, trainable=new, seed=recipe.train.arguments().seed)
-    return FrozenModel(packed, PackedModel(start.eval()), "the model that the run began with.")
-
-
-def _starts_as_base(recipe: Recipe) -> bool:
-    """Whether the recipe's new adapter changes nothing at first and takes over nothing of the base weights."""
-    model = recipe.model
-    start = None if model.lora is None else model.lora.passthrough().get("init_lora_weights", True)
-    return model.peft is None and start in (True, "gaussian", "orthogonal")
+def _compared(recipe: Recipe) -> ReferenceConfig | None:
+    """Return what a run's measures are taken against: of a reference that moved, where it began."""
+    if not recipe.loss.build().needs_reference or recipe.reference.kind == "none":
+        return None
+    return ReferenceConfig() if recipe.reference.kind == "moving" else recipe.reference

@@ -15,17 +15,14 @@ from prefopt.eval.kl import clustered_mean, sequence_kl
 from prefopt.rewards import Reward, RewardConfig, build_scorer, reward_identity
 from prefopt.sampling import Prompt
 from prefopt.train.callbacks import replace_text
-from prefopt.workflow.directory import keep_evaluation, write_json
+from prefopt.workflow.directory import each_once, keep_evaluation, write_json
 from prefopt.workflow.frontier_figure import draw_frontier
-from prefopt.workflow.generations import (
+from prefopt.workflow.generations import SamplingOptions, check_columns, draw, read_reward, run_prompts, score
+from prefopt.workflow.weights import (
     Weights,
-    check_columns,
-    draw,
+    divergence_from,
     load_weights,
-    read_reward,
     reference_hash,
-    run_prompts,
-    score,
     start_of,
     weights_hash,
     weights_of_run,
@@ -35,18 +32,12 @@ POINTS = "frontier_points"
 """The folder beside frontier.json that holds what every point's samples are, a file a point."""
 
 
-@dataclass(frozen=True)
-class FrontierOptions:
-    """What is sampled of every point, the same for all."""
+@dataclass(frozen=True, kw_only=True)
+class FrontierOptions(SamplingOptions):
+    """What is sampled of every point, and what points there are."""
 
-    samples_per_prompt: int = 4
-    max_new_tokens: int = 64
     checkpoints: bool = False
     """Also the checkpoints of training runs; rounds are points always."""
-    seed: int = 0
-    batch_size: int = 64
-    token_budget: int = 8192
-    resamples: int = 2000
 
 
 def frontier_of_runs(
@@ -67,7 +58,7 @@ def frontier_of_runs(
     scorer and settings is read, not sampled again.
 
     Args:
-        runs: directories of `prefopt train` or `prefopt rounds`.
+        runs: directories of `prefopt train` or `prefopt rounds`; one that is named twice counts once.
         scorer: a kind of scorer; see `read_reward`.
         reward: a YAML file with a score section instead.
         prompts: what to sample from instead of what the first run holds out.
@@ -83,6 +74,7 @@ def frontier_of_runs(
         DataError: prompts that can't be read or lack a column that the scorer needs.
     """
     options = options or FrontierOptions()
+    runs = each_once(runs)
     config = read_reward(scorer, reward, runs)
     identity = reward_identity(config)
     found = [weights for run in runs for weights in weights_of_run(run, every_checkpoint=options.checkpoints)]
@@ -147,20 +139,11 @@ def _key(weights: Weights, base: str, prompts: Sequence[Prompt], reward: str, op
 def _measure(
     weights: Weights, prompts: Sequence[Prompt], config: RewardConfig, reward: Reward, options: FrontierOptions
 ) -> list[dict[str, Any]]:
-    packed, tokenizer, reference = load_weights(weights)
-    drawn = draw(
-        packed,
-        tokenizer,
-        reference,
-        prompts,
-        n=options.samples_per_prompt,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        token_budget=options.token_budget,
-    )
+    loaded = load_weights(weights, divergence_from(weights.reference))
+    assert loaded.reference is not None  # one was asked for
+    drawn = draw(loaded, loaded.reference, prompts, options)
     rows = []
-    for one in score(drawn, prompts, config, reward, tokenizer):
+    for one in score(drawn, prompts, config, reward, loaded.tokenizer):
         rollout = one.rollout
         assert rollout.reference is not None  # `draw` gives it
         rows.append(

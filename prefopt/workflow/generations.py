@@ -1,57 +1,38 @@
-"""Samples of finished runs: which prompts, which weights, what was drawn and what it is worth."""
+"""Samples of finished runs: which prompts, what was drawn and what it is worth."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import constants
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from prefopt.data import Example
-from prefopt.errors import DataError, RecipeError, RunError
-from prefopt.losses.config import LossConfig
-from prefopt.models import ReferenceConfig, load_policy
-from prefopt.models.adapters import copy_weights
-from prefopt.models.config import ModelConfig
-from prefopt.models.dtypes import resolve_device, resolve_dtype
-from prefopt.models.packed import PackedModel
-from prefopt.models.references import build_reference
+from prefopt.errors import DataError, RecipeError
+from prefopt.models.references import Reference
 from prefopt.models.scoring import example_divergences
-from prefopt.models.source import Source, find_adapter, find_model
-from prefopt.recipe.paths import RECIPE_PATHS, resolved
-from prefopt.recipe.source import read
 from prefopt.rewards import Attempt, Reward, RewardConfig, ScoreFailure, absolute_files, make_attempt, opens_thinking
 from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler, prompt_key, read_prompts
-from prefopt.train.checkpoint import checkpoints, missing_parts
-from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.directory import RECIPE
+from prefopt.workflow.weights import Loaded, read_run_recipe
 
 
-@dataclass(frozen=True)
-class Weights:
-    """One set of weights that a run made, and what it began with."""
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """What is sampled of every model that is measured, the same of all."""
 
-    run: Path
-    """The directory that was named."""
-    label: str
-    """For people: the run, and which of its checkpoints or rounds."""
-    step: int | None
-    """Optimizer steps of a checkpoint, rounds of a run of rounds; None for the weights at the end."""
-    folder: Path | None
-    """Where the weights lie; None for the model that the run began with."""
-    model: ModelConfig
-    """That model."""
-    reference: ReferenceConfig
-    """What the run's recipe compares with: another model, or the one that it began with."""
-    seed: int
-    """Of the run, which decides a new adapter's first weights."""
-    loss: str | None
-    beta: float | None
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 64
+    seed: int = 0
+    batch_size: int = 64
+    """Samples computed at once."""
+    token_budget: int = 8192
+    """Tokens scored at once."""
+    resamples: int = 2000
+    """Of the bootstrap over prompts."""
 
 
 @dataclass(frozen=True)
@@ -64,103 +45,6 @@ class Drawn:
     score: float | None
     failure: str | None
     """Why there is no score."""
-
-
-def weights_of_run(run: Path, *, every_checkpoint: bool = False) -> list[Weights]:
-    """Return the weights that a run of `prefopt train` or `prefopt rounds` made, in the order of their making.
-
-    Args:
-        run: the run directory.
-        every_checkpoint: also those of its checkpoints that are whole; of rounds every round is there anyway.
-
-    Raises:
-        RunError: `run` is no run directory, or has no weights yet.
-    """
-    said = read_run_recipe(run)
-    loss = LossConfig.model_validate(said.get("loss") or {}).build()
-    model = ModelConfig.model_validate(said["model"])
-    reference: ReferenceConfig = TypeAdapter(ReferenceConfig).validate_python(said.get("reference") or {})
-    seed = int((said.get("train") or {}).get("seed", 42))
-    common: dict[str, Any] = {"run": run, "model": model, "reference": reference, "seed": seed, "loss": loss.name,
-                              "beta": float(loss.beta) if loss.needs_reference else None}  # fmt: skip
-    found = []
-    if "rounds" in said:
-        for at, folder in enumerate(sorted(run.glob("round-*/train")), start=1):
-            if (weights := _result(folder)) is not None:
-                found.append(Weights(label=f"{run.name} round {at}", step=at, folder=weights, **common))
-    else:
-        if every_checkpoint:
-            for folder in checkpoints(run):
-                if not missing_parts(folder):
-                    step = int(folder.name.rpartition("-")[2])
-                    found.append(Weights(label=f"{run.name} step {step}", step=step, folder=folder, **common))
-        if (weights := _result(run)) is not None and not _already(found, weights):
-            found.append(Weights(label=run.name, step=None, folder=weights, **common))
-    if not found:
-        raise RunError(f"{run} has no trained weights yet; finish it by prefopt train {run / RECIPE} --resume.")
-    return found
-
-
-def start_of(weights: Weights) -> Weights:
-    """Return the model that a run began with, as a set of weights of its own."""
-    return replace(weights, label="start", step=0, folder=None, loss=None, beta=None)
-
-
-def read_run_recipe(run: Path) -> dict[str, Any]:
-    """Return the recipe that a run of either kind began with, as it was saved. Raises `RunError` without one."""
-    try:
-        said = yaml.safe_load((run / RECIPE).read_text())
-    except OSError as error:
-        raise RunError(
-            f"{run} is no run directory (it has no {RECIPE}); name one that `prefopt train` or `prefopt rounds` made."
-        ) from error
-    if not isinstance(said, dict) or "model" not in said:
-        raise RunError(f"{run / RECIPE} is not the recipe of a run of a policy: it has no section model.")
-    return said
-
-
-def load_weights(weights: Weights) -> tuple[PackedModel, Any, Any]:
-    """Return the policy with these weights, its tokenizer, and the reference: what the run began with.
-
-    Where the run's recipe names another model to compare with, that is the reference.
-    """
-    model, tokenizer = load_policy(weights.model, seed=weights.seed)
-    packed = PackedModel(model)
-    wanted: Any = weights.reference if weights.reference.kind == "model" else "auto"
-    reference = build_reference(wanted, packed, needed=True, tokenizer=tokenizer)
-    if weights.folder is not None:
-        copy_weights(model, weights.folder)
-    return packed, tokenizer, reference
-
-
-def weights_named(name: str) -> Weights:
-    """Return what a person names: the end of a run, the model of a recipe as it is, or a model by name or folder.
-
-    Raises:
-        RunError: a run has no weights yet.
-        RecipeError: a recipe without a model section.
-    """
-    path = Path(name)
-    if (path / RECIPE).is_file():
-        return weights_of_run(path)[-1]
-    if path.suffix in (".yaml", ".yml"):
-        source = resolved(read(path), RECIPE_PATHS)
-        if "model" not in source.data:
-            raise RecipeError(f"{path} has no section model, so it names nothing to sample from.")
-        model = ModelConfig.model_validate(source.data["model"])
-    else:
-        model = ModelConfig.model_validate({"name": name})
-    return Weights(path, path.stem if path.suffix else path.name, None, None, model, ReferenceConfig(), 42, None, None)
-
-
-def load_sampler(weights: Weights) -> tuple[PackedModel, Any]:
-    """Return the policy with these weights and its tokenizer, without anything to compare it with."""
-    if weights.folder is None:
-        model, tokenizer = load_policy(weights.model, trainable=False)
-    else:
-        model, tokenizer = load_policy(weights.model, seed=weights.seed)
-        copy_weights(model, weights.folder)
-    return PackedModel(model), tokenizer
 
 
 def run_prompts(
@@ -245,32 +129,42 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def draw(
-    packed: PackedModel,
-    tokenizer: Any,
-    reference: Any,
-    prompts: Sequence[Prompt],
-    *,
-    n: int,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int = 64,
-    token_budget: int = 8192,
-) -> list[tuple[Rollout, float]]:
-    """Return n samples of each prompt at temperature 1, in order, each with its sequence KL to the reference, nats.
+def sample(
+    loaded: Loaded, prompts: Sequence[Prompt], options: SamplingOptions, *, temperature: float = 1.0
+) -> list[Rollout]:
+    """Return the samples of each prompt, in order.
 
     Raises:
         DataError: a prompt can't be encoded, or leaves no room for a completion.
         ModelError: a log-prob is not finite.
     """
-    engine = HfEngine(packed, tokenizer, Sampler(max_new_tokens), batch_size=batch_size, token_budget=token_budget)
-    rollouts = engine.sample(prompts, n=n, seed=seed)
-    examples = [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
-    kl, policy, compared = example_divergences(examples, packed, reference, token_budget)
+    sampler = Sampler(options.max_new_tokens, temperature)
+    engine = HfEngine(
+        loaded.packed,
+        loaded.tokenizer,
+        sampler,
+        batch_size=options.batch_size,
+        token_budget=options.token_budget,
+    )
+    return engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
+
+
+def draw(
+    loaded: Loaded, reference: Reference, prompts: Sequence[Prompt], options: SamplingOptions
+) -> list[tuple[Rollout, float]]:
+    """Return samples at temperature 1, each with its sequence KL to the reference, nats. Raises as `sample`."""
+    rollouts = sample(loaded, prompts, options)
+    examples = as_examples(rollouts)
+    kl, policy, compared = example_divergences(examples, loaded.packed, reference, options.token_budget)
     return [
         (replace(one, policy=float(policy[at]), reference=float(compared[at])), float(kl[at]))
         for at, one in enumerate(rollouts)
     ]
+
+
+def as_examples(rollouts: Sequence[Rollout]) -> list[Example]:
+    """Return samples as what is scored: each with its prompt, by their tokens."""
+    return [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
 
 
 def score(
@@ -315,57 +209,3 @@ def check_columns(prompts: Sequence[Prompt], config: RewardConfig, source: Any) 
                 f"{source}: the scorer needs the column '{missing[0]}' of every row, and one has "
                 f"{', '.join(map(str, prompt.row)) or 'no other column than the prompt'}."
             )
-
-
-def _result(folder: Path) -> Path | None:
-    return next((folder / name for name in (MODEL, ADAPTER) if (folder / name).is_dir()), None)
-
-
-def _already(found: Sequence[Weights], result: Path) -> bool:
-    """Whether the weights at the end are those of the last checkpoint, file by file."""
-    last = found[-1].folder if found else None
-    return last is not None and weights_hash(last) == weights_hash(result)
-
-
-def weights_hash(folder: Path) -> str:
-    """Return a hash of the bytes of a folder's weights, 64 hexadecimal digits."""
-    found = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
-
-
-def check_model(weights: Weights) -> None:
-    """Raise `ModelError` where the model that these weights belong to is not there: before anything is computed."""
-    _find(weights.model, weights.model.name, weights.model)
-
-
-def _find(model: ModelConfig, name: str, said: Any) -> Source:
-    dtype = resolve_dtype(model.dtype, resolve_device(model.device), weights_train=False)
-    return find_model(
-        name,
-        revision=said.revision,
-        remote_code=said.trust_remote_code,
-        dtype=str(dtype).removeprefix("torch."),
-        cache=Path(constants.HF_HOME) / "prefopt",
-    )
-
-
-def reference_hash(weights: Weights) -> str:
-    """Return a hash of what a run's divergence is measured to: base weights, a starting adapter, quantization.
-
-    Raises:
-        ModelError: the model is not there any more.
-    """
-    other = weights.reference if weights.reference.kind == "model" else None
-    said: Any = weights.model if other is None else other
-    source = _find(weights.model, weights.model.name if other is None else str(other.model), said)
-    adapter = weights.model.adapter if other is None else None
-    quantization = None if said.quantization is None else said.quantization.model_dump(mode="json")
-    parts = [
-        weights_hash(source.folder),
-        None if adapter is None else weights_hash(find_adapter(adapter).folder),
-        quantization,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -17,12 +17,11 @@ import torch
 
 from prefopt.errors import DataError, RecipeError
 from prefopt.eval.harness import Comparison, Estimate, difference, harness_in_words
-from prefopt.models import load_policy
 from prefopt.models.adapters import copy_weights
 from prefopt.models.modes import evaluating
 from prefopt.workflow.directory import keep_evaluation
-from prefopt.workflow.generations import weights_of_run
 from prefopt.workflow.harness_tasks import load_tasks
+from prefopt.workflow.weights import load_weights, start_of, weights_of_run
 
 HARNESS = "harness.json"
 _SEED = 1234
@@ -97,7 +96,8 @@ def harness_of_run(
         raise RecipeError(f"--limit is {options.limit:g}; write a number of documents, or a share between 0 and 1.")
     weights = weights_of_run(run)[-1]
     loaded = load_tasks(tasks, include, num_fewshot=options.num_fewshot)
-    policy, tokenizer = load_policy(weights.model, seed=weights.seed)
+    began = load_weights(start_of(weights))
+    policy, tokenizer = began.packed.model, began.tokenizer
     if options.chat_template and tokenizer.chat_template is None:
         raise RecipeError("--apply-chat-template: the model's tokenizer has no chat template; leave the option out.")
     measured = []

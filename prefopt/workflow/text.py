@@ -11,26 +11,16 @@ from prefopt.data import Example, PreferenceData
 from prefopt.errors import PrefoptError
 from prefopt.eval import held_out_pairs
 from prefopt.eval.text import TextEvaluation, drift_in_words, text_evaluation
+from prefopt.models.adapters import copy_weights
 from prefopt.models.scoring import example_entropies, example_logprobs
-from prefopt.sampling import HfEngine, Prompt, Sampler
+from prefopt.sampling import Prompt
 from prefopt.workflow.directory import keep_evaluation
 from prefopt.workflow.finished import run_recipe
-from prefopt.workflow.generations import Weights, load_sampler, read_run_recipe, run_prompts, start_of, weights_of_run
+from prefopt.workflow.generations import SamplingOptions, as_examples, run_prompts, sample
 from prefopt.workflow.inputs import load_held_out
+from prefopt.workflow.weights import Loaded, load_weights, read_run_recipe, start_of, weights_of_run
 
 TEXT = "text.json"
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """What is sampled of both models."""
-
-    samples_per_prompt: int = 4
-    max_new_tokens: int = 64
-    seed: int = 0
-    batch_size: int = 64
-    token_budget: int = 8192
-    resamples: int = 2000
 
 
 @dataclass(frozen=True)
@@ -66,10 +56,12 @@ def text_of_run(
     column: str | None = None,
     limit: int | None = None,
     out: Path | None = None,
-    options: TextOptions | None = None,
+    options: SamplingOptions | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> TextResult:
     """Measure the texts of a run and of the model that it began with, and write `eval/text.json`.
+
+    One model is loaded: first as the run began with it, then with the run's weights.
 
     The perplexity is of the chosen completions of the recipe's `data.eval`; where there are none, it is said why.
 
@@ -86,15 +78,17 @@ def text_of_run(
         RunError: `run` is no run, or has no weights yet.
         DataError: prompts that can't be read.
     """
-    options = options or TextOptions()
+    options = options or SamplingOptions()
     tuned = weights_of_run(run)[-1]
     asked = run_prompts(run, None, source=prompts, column=column, limit=limit)
+    loaded = load_weights(start_of(tuned))
+    held_out, why = _chosen(run, loaded.tokenizer)
     measured = []
-    why: str | None = None
-    for weights in (start_of(tuned), tuned):
-        say(f"{weights.label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
-        found, why = _measure(weights, asked, options)
-        measured.append(found)
+    for label, folder in (("start", None), (tuned.label, tuned.folder)):
+        if folder is not None:
+            copy_weights(loaded.packed.model, folder)
+        say(f"{label}: sampling {len(asked)} prompts x {options.samples_per_prompt}")
+        measured.append(_measure(loaded, asked, held_out, options))
     base, after = measured
     result = TextResult(
         base=base,
@@ -109,33 +103,24 @@ def text_of_run(
     return result
 
 
-def _measure(weights: Weights, prompts: Sequence[Prompt], options: TextOptions) -> tuple[TextEvaluation, str | None]:
-    """Return the measures of one model, and why they have no perplexity."""
-    packed, tokenizer = load_sampler(weights)
-    engine = HfEngine(
-        packed,
-        tokenizer,
-        Sampler(options.max_new_tokens),
-        batch_size=options.batch_size,
-        token_budget=options.token_budget,
-    )
-    rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
-    examples = [Example(one.prompt_ids, (one.token_ids,)) for one in rollouts]
-    held_out, why = _chosen(weights.run, tokenizer)
+def _measure(
+    loaded: Loaded, prompts: Sequence[Prompt], held_out: Sequence[Example] | None, options: SamplingOptions
+) -> TextEvaluation:
+    """Return the measures of one model."""
+    rollouts = sample(loaded, prompts, options)
     known = None
     if held_out is not None:
-        logprobs, _ = example_logprobs(held_out, packed, None, options.token_budget)
+        logprobs, _ = example_logprobs(held_out, loaded.packed, None, options.token_budget)
         known = (logprobs, [len(example.completions[0]) for example in held_out])
-    measured = text_evaluation(
+    return text_evaluation(
         [one.token_ids for one in rollouts],
         [one.text for one in rollouts],
         [one.prompt_id for one in rollouts],
-        entropy=example_entropies(examples, packed, options.token_budget),
+        entropy=example_entropies(as_examples(rollouts), loaded.packed, options.token_budget),
         truncated=[one.finish == "length" for one in rollouts],
         held_out=known,
         resamples=options.resamples,
     )
-    return measured, why
 
 
 def _chosen(run: Path, tokenizer: Any) -> tuple[list[Example] | None, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,23 @@ from prefopt.eval.intervals import Floats
 from prefopt.eval.winrate import Position, WinRate, both_orders, win_rate
 from prefopt.rewards import Attempt, RewardConfig, ScoreFailure, build_scorer, reward_identity
 from prefopt.rewards.judge import Judge
-from prefopt.sampling import HfEngine, Prompt, Rollout, Sampler
+from prefopt.sampling import Prompt, Rollout
 from prefopt.train.callbacks import replace_text
-from prefopt.workflow.directory import RECIPE, keep_evaluation
-from prefopt.workflow.generations import (
-    Weights,
-    attempts_of,
-    check_columns,
-    check_model,
-    load_sampler,
-    read_reward,
-    run_prompts,
-    weights_named,
-)
+from prefopt.workflow.directory import RECIPE, each_once, keep_evaluation
+from prefopt.workflow.generations import SamplingOptions, attempts_of, check_columns, read_reward, run_prompts, sample
 from prefopt.workflow.judging import judged, read_judge
+from prefopt.workflow.weights import Weights, check_model, load_weights, weights_named
 
 WINRATE = "winrate.json"
 
 
-@dataclass(frozen=True)
-class WinrateOptions:
-    """What both sides sample."""
+@dataclass(frozen=True, kw_only=True)
+class WinrateOptions(SamplingOptions):
+    """What both sides sample: fewer and longer answers, at any temperature."""
 
     samples_per_prompt: int = 1
     max_new_tokens: int = 128
     temperature: float = 1.0
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
 
 
 @dataclass(frozen=True)
@@ -61,13 +50,14 @@ class WinrateResult:
     """Why there was no verdict, and how often: the three most frequent reasons."""
 
     def to_dict(self) -> dict[str, Any]:
-        options = asdict(self.options)
-        del options["batch_size"], options["resamples"]
         return {
             "a": self.a,
             "b": self.b,
             "scorer": self.scorer,
-            **options,
+            "samples_per_prompt": self.options.samples_per_prompt,
+            "max_new_tokens": self.options.max_new_tokens,
+            "temperature": self.options.temperature,
+            "seed": self.options.seed,
             **self.found.to_dict(),
             "position": None if self.position is None else self.position.to_dict(),
             "failures": self.failures,
@@ -105,12 +95,17 @@ def winrate_of(
         say: is told what is being done.
 
     Raises:
-        RecipeError: what judges is not said, or said twice.
+        RecipeError: what judges is not said, or said twice, or both sides are one.
         RunError: a run has no weights yet.
         DataError: prompts that can't be read or lack a column, or no comparison with a verdict.
     """
     options = options or WinrateOptions()
     sides = [weights_named(a), weights_named(b)]
+    if len(each_once([one.run for one in sides])) == 1:
+        raise RecipeError(
+            f"{a} and {b} are one, which writes the same text from the same seed: every comparison would be a tie. "
+            "Name another model beside it."
+        )
     runs = [one.run for one in sides if (one.run / RECIPE).is_file()]
     if judge is not None and (scorer is not None or reward is not None):
         raise RecipeError("--judge compares by itself; leave --scorer and --reward out.")
@@ -173,11 +168,9 @@ def _write_samples(
 def _sampled(
     weights: Weights, prompts: Sequence[Prompt], config: RewardConfig | None, options: WinrateOptions
 ) -> tuple[list[Rollout], list[Attempt]]:
-    packed, tokenizer = load_sampler(weights)
-    sampler = Sampler(options.max_new_tokens, options.temperature)
-    engine = HfEngine(packed, tokenizer, sampler, batch_size=options.batch_size)
-    rollouts = engine.sample(prompts, n=options.samples_per_prompt, seed=options.seed)
-    return rollouts, attempts_of(rollouts, prompts, config, tokenizer)
+    loaded = load_weights(weights)
+    rollouts = sample(loaded, prompts, options, temperature=options.temperature)
+    return rollouts, attempts_of(rollouts, prompts, config, loaded.tokenizer)
 
 
 def _judged(

@@ -1,26 +1,13 @@
 """`prefopt rounds` takes a recipe where other groups take a verb."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from prefopt import cli
 from tests.rounds.toy import write_task
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def prefopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["prefopt", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -86,3 +86,11 @@ def test_the_bootstrap_is_the_same_whatever_block_it_draws_in(monkeypatch: pytes
     whole = mean(values, resamples=700)
     monkeypatch.setattr("prefopt.eval.intervals._BLOCK", 50 * 13)
     assert mean(values, resamples=700) == whole
+
+
+def test_equal_values_have_a_mean_without_width_and_a_share_with_one() -> None:
+    found, never = mean(np.full(30, 0.25)), share(np.zeros(30))
+    assert (found.low, found.value, found.high) == (0.25, 0.25, 0.25)
+    assert never.high is not None
+    # 1.96² / (30 + 1.96²) by Wilson
+    assert never.high == pytest.approx(3.8415 / 33.8415, rel=1e-4)

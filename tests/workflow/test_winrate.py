@@ -1,6 +1,7 @@
 """Win rates of finished runs: by a scorer, by a judge behind a real endpoint, and what is written."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,27 +14,12 @@ from tests.rewards.test_judge import Server, grade
 OPTIONS = WinrateOptions(samples_per_prompt=2, max_new_tokens=6, resamples=100)
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {n}"}) + "\n" for n in range(4)))
-    return str(path)
-
-
-@pytest.fixture
-def reward(tmp_path: Path) -> Path:
-    code = "def letters(attempt):\n    return sum(c.isalpha() for c in attempt.text)\n"
-    (tmp_path / "own.py").write_text(code)
-    path = tmp_path / "reward.yaml"
-    path.write_text("kind: python\nfunction: 'own.py:letters'\n")
-    return path
-
-
-def test_a_model_against_itself_ties_and_a_run_writes_its_rate(
-    train: Callable[..., Path], tiny_model: Path, prompts: str, reward: Path
+def test_a_model_against_its_copy_ties_and_a_run_writes_its_rate(
+    train: Callable[..., Path], tiny_model: Path, prompts: str, reward: Path, tmp_path: Path
 ) -> None:
     run = train("lora: {r: 4}, dtype: float32")
-    same = winrate_of(str(tiny_model), str(tiny_model), reward=reward, prompts=prompts, options=OPTIONS)
+    twin = shutil.copytree(tiny_model, tmp_path / "twin")
+    same = winrate_of(str(tiny_model), str(twin), reward=reward, prompts=prompts, options=OPTIONS)
     assert (same.found.ties, same.found.raw.value) == (8, 0.5)
     assert same.found.length_controlled.value == pytest.approx(0.5)
 
@@ -85,18 +71,27 @@ def test_a_judge_sees_both_orders_and_its_love_of_the_first_cancels(
     assert json.loads((tmp_path / "judged.json").read_text())["position"]["first"]["value"] == 1.0
 
 
+def test_one_model_is_not_compared_with_itself(tiny_model: Path, prompts: str, reward: Path, tmp_path: Path) -> None:
+    (tmp_path / "same").symlink_to(tiny_model)
+    for other in (tiny_model, tiny_model / ".." / tiny_model.name, tmp_path / "same"):
+        with pytest.raises(RecipeError, match="are one, which writes the same text"):
+            winrate_of(str(tiny_model), str(other), reward=reward, prompts=prompts)
+    with pytest.raises(RecipeError, match="are one, which writes the same text"):
+        winrate_of("org/model", "org/model", reward=reward, prompts=prompts)
+
+
 def test_what_compares_is_said_once(tiny_model: Path, prompts: str, reward: Path, tmp_path: Path) -> None:
     both = {"prompts": prompts, "options": OPTIONS}
     with pytest.raises(RecipeError, match="leave --scorer and --reward out"):
-        winrate_of(str(tiny_model), str(tiny_model), judge=reward, reward=reward, **both)
+        winrate_of(str(tiny_model), "org/other", judge=reward, reward=reward, **both)
     with pytest.raises(RecipeError, match="--reward FILE"):
-        winrate_of(str(tiny_model), str(tiny_model), scorer="length", **both)
+        winrate_of(str(tiny_model), "org/other", scorer="length", **both)
     with pytest.raises(RecipeError, match=r"gone\.yaml can't be read: No such file"):
-        winrate_of(str(tiny_model), str(tiny_model), reward=tmp_path / "gone.yaml", **both)
+        winrate_of(str(tiny_model), "org/other", reward=tmp_path / "gone.yaml", **both)
     with pytest.raises(RecipeError, match="Nothing says"):
-        winrate_of(str(tiny_model), str(tiny_model), **both)
+        winrate_of(str(tiny_model), "org/other", **both)
     with pytest.raises(RecipeError, match=r"judge\.yaml.*enabled"):
         (tmp_path / "judge.yaml").write_text("endpoint: http://localhost:1/v1\nmodel: m\n")
-        winrate_of(str(tiny_model), str(tiny_model), judge=tmp_path / "judge.yaml", **both)
+        winrate_of(str(tiny_model), "org/other", judge=tmp_path / "judge.yaml", **both)
     with pytest.raises(RecipeError, match="name some by --prompts"):
-        winrate_of(str(tiny_model), str(tiny_model), reward=reward, options=OPTIONS)
+        winrate_of(str(tiny_model), "org/other", reward=reward, options=OPTIONS)
