@@ -55,6 +55,11 @@ def test_a_recipe_holds_what_the_file_says_and_defaults_for_the_rest(folder: Pat
     assert recipe.data.eval is None
 
 
+def test_compiled_layers_and_an_engine_that_lays_weights_anew_are_refused(folder: Path) -> None:
+    said = refusal(folder, GOOD, "model.compile=true", "train.deepspeed={zero_optimization: {stage: 2}}")
+    assert "model.compile is true and train.deepspeed is set" in said
+
+
 def test_a_dumped_recipe_loads_to_an_equal_one_from_anywhere(folder: Path, tmp_path: Path) -> None:
     (folder / "held.jsonl").write_text("{}")
     recipe = load_recipe(
@@ -274,6 +279,11 @@ REFUSED = {
         ("5e-4", "5e-4\n  shard_weights: true\nreference: {cache: true}"),
         "recipe.yaml:12: reference.cache is true and train.shard_weights is true",
         "leave one of the two out.",
+    ),
+    "a missing configuration of DeepSpeed": (
+        ("5e-4", "5e-4\n  deepspeed: zero.json"),
+        "recipe.yaml:11: train.deepspeed: there is no",
+        "",
     ),
     "evaluation without data": (
         ("5e-4", "5e-4\n  eval_strategy: steps"),

@@ -106,6 +106,11 @@ def contradictions(
             "model.compile and train.shard_weights are both true, but layers whose weights lie in parts are not "
             "compiled; leave one of the two out."
         )
+    if (train.model_extra or {}).get("deepspeed") and model.compile:
+        yield (
+            "model.compile is true and train.deepspeed is set, but the engine lays the weights anew, which compiled "
+            "layers were not tried with; leave one of the two out."
+        )
     if train.shard_weights and train.activation_offload:
         yield (
             "train.activation_offload and train.shard_weights are both true, but weights that are gathered for a layer "

@@ -32,6 +32,8 @@ class PathKeys:
         ("model", "tokenizer", "chat_template"),
         ("reference", "model"),
     )
+    files: tuple[Key, ...] = (("train", "deepspeed"),)
+    """Files, unless what is said stands in the recipe itself."""
 
 
 RECIPE_PATHS = PathKeys((("data", "train"), ("data", "eval")))
@@ -53,6 +55,9 @@ def resolved(source: Source, paths: PathKeys) -> Source:
     for key in paths.models:
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _model(value, source.base(key)))
+    for key in paths.files:
+        if isinstance(value := source.get(key), str):
+            source = source.replaced(key, str(_absolute(value, source.base(key))))
     for key in _losses(source):
         if isinstance(value := source.get(key), str):
             source = source.replaced(key, _loss(value, source.base(key)))
@@ -65,7 +70,7 @@ def resolved(source: Source, paths: PathKeys) -> Source:
 def missing(source: Source, paths: PathKeys) -> list[str]:
     """Return a sentence for every data file and model folder of a resolved source that is not there."""
     sentences: list[str] = []
-    for key in (*paths.data, *paths.models):
+    for key in (*paths.data, *paths.models, *paths.files):
         value = source.get(key)
         listed = [one.get("source") if isinstance(one, dict) else one for one in _as_list(value)]
         names = [name for name in listed if isinstance(name, str)]

@@ -106,6 +106,11 @@ def _contradictions(recipe: RoundsRecipe) -> Iterator[str]:
             "process then trains on its part of every step."
         )
     given = recipe.train.model_extra or {}
+    if given.get("deepspeed"):
+        yield (
+            "train.deepspeed is set, but its engine is made for one training, and rounds train again and again; leave "
+            "it out: each process then trains on its part of every step."
+        )
     if str(given.get("eval_strategy", "no")).rpartition(".")[2].lower() != "no":
         yield "train.eval_strategy is set, but rounds hold out prompts and not preferences; leave it out."
     if recipe.sample.engine == "vllm" and (recipe.model.peft is not None or _kind(recipe) == "int8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -14,6 +15,7 @@ from transformers.integrations.integration_utils import (
 
 from prefopt.data.pack import OverBudget
 from prefopt.errors import RecipeError, nearest
+from prefopt.train.zero_config import zero_config
 
 NonFinite = Literal["stop", "skip"]
 
@@ -38,7 +40,6 @@ OWNED: dict[str, str] = {
     "neftune_noise_alpha": "noise in the embeddings would differ between policy and reference",
     "fsdp": "write train.shard_weights: true",
     "fsdp_config": "write train.shard_weights: true",
-    "deepspeed": "write train.shard_weights: true, which cuts the same things into parts as ZeRO-3",
     "parallelism_config": "write train.shard_weights: true",
     "do_train": "prefopt train trains",
     "do_eval": "write data.eval and train.eval_strategy",
@@ -80,6 +81,10 @@ class PreferenceArguments(TrainingArguments):
         default=False, metadata={"help": "Whether each process keeps its part of the weights alone."}
     )
 
+    deepspeed: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "DeepSpeed's configuration, or the JSON file that holds it: ZeRO 1 or 2."}
+    )
+
     # Where transformers' default would be wrong or noisy for this trainer.
     learning_rate: float = 5e-5
     per_device_train_batch_size: int = 1
@@ -108,6 +113,8 @@ class PreferenceArguments(TrainingArguments):
             self.activation_checkpointing_kwargs: Any = {"use_reentrant": False, **(given or {})}
         self._check_report_to()
         _refuse_launchers_wrappers()
+        if self.deepspeed is not None:
+            self.deepspeed = self._zero(self.deepspeed)
         super().__post_init__()
         if self.fp16 and self.device.type == "cpu":
             raise RecipeError(
@@ -118,10 +125,12 @@ class PreferenceArguments(TrainingArguments):
                 "train.activation_offload moves activations from an accelerator to the computer's memory, and this run "
                 "is on the CPU; leave it out, or write train.activation_checkpointing: true."
             )
-        if self.shard_weights and str(getattr(self.optim, "value", self.optim)) not in _OF_PARTS:
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if (self.shard_weights or self.deepspeed) and optimizer not in _OF_PARTS:
+            asked = "train.deepspeed is set" if self.deepspeed else "train.shard_weights is true"
             raise RecipeError(
-                f"train.optim is {getattr(self.optim, 'value', self.optim)} and train.shard_weights is true, but only "
-                f"{', '.join(_OF_PARTS)} are known to work on weights in parts: take one of them."
+                f"train.optim is {optimizer} and {asked}, but only {', '.join(_OF_PARTS)} are known to work on weights "
+                "in parts: take one of them."
             )
         if self.n_gpu > 1:
             raise RecipeError(
@@ -129,6 +138,35 @@ class PreferenceArguments(TrainingArguments):
                 f"torchrun --nproc_per_node {self.n_gpu} -m prefopt train RECIPE, or set CUDA_VISIBLE_DEVICES to one "
                 "of them, for example CUDA_VISIBLE_DEVICES=0."
             )
+
+    def _zero(self, given: str | dict[str, Any]) -> dict[str, Any] | None:
+        """Return the engine's configuration, filled in; None in one process, which has nothing to share out."""
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if alone and isinstance(given, str):
+            return None  # what it would say nobody asks
+        config = zero_config(given, max_grad_norm=self.max_grad_norm)
+        if self.shard_weights:
+            raise RecipeError(
+                "train.deepspeed and train.shard_weights both cut the optimizer into parts: leave one out."
+            )
+        if self.bf16 or self.fp16:
+            raise RecipeError(
+                f"train.{'bf16' if self.bf16 else 'fp16'} is true, which DeepSpeed's engine takes for the dtype of the "
+                "whole model; leave it out, and write model.dtype: bfloat16."
+            )
+        if alone:
+            return None
+        if find_spec("deepspeed") is None:
+            raise RecipeError(
+                "train.deepspeed is set, but DeepSpeed is not installed: run pip install 'prefopt[deepspeed]', or "
+                "write train.shard_weights: true, which needs no other package."
+            )
+        if self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes"):
+            raise RecipeError(
+                "train.deepspeed is set, but accelerate leaves DeepSpeed out where the CPU is asked for by "
+                "train.use_cpu or ACCELERATE_USE_CPU; leave both out: without a GPU the CPU is taken anyway."
+            )
+        return config
 
     def _check_report_to(self) -> None:
         """Refuse a logger that nobody knows, or that is not installed, before anything is loaded."""
@@ -157,5 +195,5 @@ def _refuse_launchers_wrappers() -> None:
             raise RecipeError(
                 f"the accelerate configuration of this launch asks for {said} ({name}), which would average gradients "
                 "over processes whatever they hold, and on a CPU do nothing; launch with torchrun, or with "
-                "distributed_type: MULTI_GPU, and write train.shard_weights: true in the recipe."
+                "distributed_type: MULTI_GPU, and write train.shard_weights: true or train.deepspeed in the recipe."
             )

@@ -70,18 +70,29 @@ class Ranks:
         size: how many there are.
         group: torch's process group for Python objects.
         sharded: weights lie in parts on all ranks, so that every pass through the model needs all of them.
+        sums: `sum_gradients` sums; otherwise whoever steps the optimizer does.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None, *, sharded: bool = False) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, group: Any = None, *, sharded: bool = False, sums: bool = True
+    ) -> None:
         self.rank = rank
         self.size = size
         self.sharded = sharded
+        self.sums = sums and not sharded
         self._group = group
         self._told: list[BaseException] = []
 
     def with_sharded_weights(self) -> Ranks:
         """Return the same processes, of which each has its part of the weights; one process has all of them."""
-        ranks = Ranks(self.rank, self.size, self._group, sharded=self.size > 1)
+        return self._but(sharded=self.size > 1)
+
+    def without_sums(self) -> Ranks:
+        """Return the same processes, whose gradients something else sums."""
+        return self._but(sums=False)
+
+    def _but(self, **changes: bool) -> Ranks:
+        ranks = Ranks(self.rank, self.size, self._group, **changes)
         ranks._told = self._told  # nothing is told twice
         return ranks
 
@@ -155,13 +166,10 @@ class Ranks:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the ranks, in float32 or better; one that no rank has stays None."""
-        if self.size == 1 or self.sharded:
+        if self.size == 1 or not self.sums:
             return
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        held = self.gather(bytes(parameter.grad is not None for parameter in trained))
-        used = [parameter for parameter, *there in zip(trained, *held, strict=True) if any(there)]
         try:
-            self._sum(used)
+            self._sum(self.used_by_any(parameters))
         except (RuntimeError, MemoryError) as error:
             if _is_of_a_lost_rank(error):
                 raise
@@ -171,10 +179,17 @@ class Ranks:
                 "train.token_budget, which changes no result, and go on from the last checkpoint by --resume."
             ) from error
 
-    def _sum(self, used: Sequence[nn.Parameter]) -> None:
+    def used_by_any(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Return the parameters that a rank has a gradient of; where this one has none, it is zero from here on."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        held = self.gather(bytes(parameter.grad is not None for parameter in trained))
+        used = [parameter for parameter, *there in zip(trained, *held, strict=True) if any(there)]
         for parameter in used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        return used
+
+    def _sum(self, used: Sequence[nn.Parameter]) -> None:
         for bucket in _buckets([p.grad for p in used if p.grad is not None]):
             flat = torch.cat([g.reshape(-1).to(torch.promote_types(g.dtype, torch.float32)) for g in bucket])
             dist.all_reduce(flat)

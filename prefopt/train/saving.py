@@ -53,6 +53,8 @@ class ResumableTrainer(Trainer):
     _pace: Pace
     _tokens: int
     _skipped: int
+    _grad_norm: float = 0.0
+    """Of the last step, where DeepSpeed's engine has clipped it already."""
     _resume: dict[str, Any] | None = None
     """What `STATE` of the checkpoint holds that this run goes on from."""
     _staging: Path | None = None
@@ -116,7 +118,17 @@ class ResumableTrainer(Trainer):
                 f"checkpoint {checkpoint} was made with other {' and '.join(changed)}, so the run can't go on exactly; "
                 "restore them, or start in a new train.output_dir."
             )
+        if (parts := state.get("zero", 0)) != self._zero:
+            raise RunError(
+                f"checkpoint {checkpoint} was written {_by(parts)}, and this run goes on {_by(self._zero)}, which "
+                "can't read its optimizer; go on as it was written, or start in a new train.output_dir."
+            )
         return state
+
+    @property
+    def _zero(self) -> int:
+        """How many parts DeepSpeed cuts the optimizer into; none without it."""
+        return self.ranks.size if self.arguments.deepspeed else 0
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -193,12 +205,16 @@ class ResumableTrainer(Trainer):
         self.lr_scheduler.load_state_dict(schedule)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.arguments.deepspeed:
+            return self._grad_norm
         if not self.ranks.sharded:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
         return clip_gradients(self.model, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self.arguments.deepspeed:
+            return self._grad_norm
         if grad_norm is None and self.ranks.sharded:
             return clip_gradients(self.model, float("inf"))
         return super()._get_grad_norm(model, grad_norm)
@@ -209,6 +225,7 @@ class ResumableTrainer(Trainer):
             return  # the rest is the same on every rank
         state = {
             "identity": self._identity(),
+            "zero": self._zero,
             "window": self._window.state_dict(),
             "tokens": self._tokens,
             "skipped": self._skipped,
@@ -249,6 +266,8 @@ class ResumableTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if self.ranks.sharded and best:
             load_weights(self.model, _saved_weights(self.model, Path(best)))
+        elif self.arguments.deepspeed and best:
+            self._load_from_checkpoint(best)  # the engine's own would load its optimizer too, which has ended
         else:
             super()._load_best_model()
         if best and (Path(best) / STATE).is_file():
@@ -271,6 +290,10 @@ class ResumableTrainer(Trainer):
                 f"{weights} does not fit the adapter of this recipe: {', '.join(result.unexpected_keys[:3])} ... have "
                 "no place in it. Resume with the recipe the run began with."
             )
+
+
+def _by(parts: int) -> str:
+    return f"by {parts} processes with train.deepspeed" if parts else "without train.deepspeed"
 
 
 def _lift(inner: Path) -> None:

@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from prefopt.models.references import FrozenModel, Reference
 from prefopt.models.sharded import shard_weights
 from prefopt.models.work import Work
 from prefopt.records import Pack
+from prefopt.train import zero
 from prefopt.train.arguments import PreferenceArguments
 from prefopt.train.callbacks import EndOfStep, ExactEpoch
 from prefopt.train.feed import Feed, StreamFeed, feed_of, for_loss
@@ -110,6 +111,8 @@ class PreferenceTrainer(ResumableTrainer):
         self.remove_callback(PrinterCallback)  # it prints every log to stdout, which is for results
         self.ranks = ranks_of_this_run()
         self._join_ranks()
+        if self.arguments.deepspeed:
+            self._leave_steps_to_engine()
         loss.to(self.args.device)
         self.packed = self.pack_model(model)
         if self.arguments.shard_weights and self.ranks.size > 1:
@@ -140,6 +143,15 @@ class PreferenceTrainer(ResumableTrainer):
         torch.manual_seed(self.args.seed + self.ranks.rank)
         # DistributedDataParallel would average over ranks, once a backward pass, whatever a step's packs hold.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def _leave_steps_to_engine(self) -> None:
+        """Let DeepSpeed's engine, which the Trainer makes when training starts, sum gradients and update weights."""
+        zero.forget_launch()
+        self.ranks = self.ranks.without_sums()
+        # accelerate's own would exchange gradients and update in every backward pass.
+        self.accelerator.backward = partial(zero.backward, self.ranks)
+        if next(self.model.parameters()).device != self.args.device:  # the engine would move it, which is too late
+            self.model.to(self.args.device)
 
     def _reference(self, wanted: Any, tokenizer: PreTrainedTokenizerBase | None) -> Reference:
         if isinstance(wanted, Reference):
@@ -204,7 +216,8 @@ class PreferenceTrainer(ResumableTrainer):
                 ranks=self.ranks,
             )
 
-        result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
+        with zero.gradients_stay(model) if self.arguments.deepspeed else nullcontext():
+            result = self._limit.run(packs, step, self.model.parameters(), self.ranks)
         self._tokens += result.tokens
         self._pace.add(result.tokens, self._flops(packs))
         # A gradient that is scaled for float16 may overflow: its scaler sees to that.
@@ -217,6 +230,8 @@ class PreferenceTrainer(ResumableTrainer):
             self._check_start(result)
         self._window.update(result.metrics)
         self._window.add("loss", result.loss, 1)
+        if self.arguments.deepspeed:  # the Trainer's own call of its optimizer does nothing then
+            self._grad_norm = zero.step(model, self.ranks)
         return torch.tensor(result.loss, device=self.args.device)
 
     def _flops(self, packs: Sequence[Pack]) -> float:
@@ -248,6 +263,7 @@ class PreferenceTrainer(ResumableTrainer):
         if self.ranks.main:
             warnings.warn(f"{sentence} The step is skipped, as train.non_finite says.", stacklevel=2)
         self._skipped += 1
+        self._grad_norm = 0.0
         return torch.zeros((), device=self.args.device)
 
     def _check_start(self, result: StepResult) -> None:

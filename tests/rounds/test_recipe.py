@@ -46,6 +46,7 @@ def test_it_holds_what_the_file_says_and_absolute_paths_and_reads_back_the_same(
         (["rounds.reference=previous", "reference.kind=adapter_off"], "which names another one"),
         (["reference=none"], "the loss dpo compares the policy with a reference"),
         (["train.shard_weights=true"], "sampling needs the weights whole"),
+        (["train.deepspeed={zero_optimization: {stage: 2}}"], "its engine is made for one training"),
         (["train.eval_strategy=steps"], "rounds hold out prompts and not preferences"),
         (["eval.k=3"], "eval.k is 3, but a prompt has 2 samples"),
         (["eval.temperature=0"], "write eval.n: 1"),
