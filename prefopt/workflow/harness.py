@@ -95,7 +95,7 @@ def harness_of_run(
     if options.limit is not None and options.limit <= 0:
         raise RecipeError(f"--limit is {options.limit:g}; write a number of documents, or a share between 0 and 1.")
     weights = weights_of_run(run)[-1]
-    loaded = load_tasks(tasks, include, num_fewshot=options.num_fewshot)
+    loaded = load_tasks(tasks, include, num_fewshot=options.num_fewshot, say=say)
     began = load_weights(start_of(weights))
     policy, tokenizer = began.packed.model, began.tokenizer
     if options.chat_template and tokenizer.chat_template is None:

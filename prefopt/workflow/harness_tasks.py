@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import DataError, RecipeError
 
 
-def load_tasks(names: Sequence[str], include: Sequence[Path] = (), *, num_fewshot: int | None = None) -> dict[str, Any]:
+def load_tasks(
+    names: Sequence[str],
+    include: Sequence[Path] = (),
+    *,
+    num_fewshot: int | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
     """Return the harness's tasks and groups by name, with their data.
 
     Args:
         names: tasks, groups, tags, patterns such as `arc_*`, or YAML files; none: every task in `include`.
         include: YAML files and folders of tasks of one's own.
         num_fewshot: examples shown before each question; None is what each task says.
+        say: is told of what takes long.
 
     Raises:
         RecipeError: the harness is missing, a name is unknown, or a task can't be run here.
@@ -29,7 +36,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = (), *, num_fewsho
     named = [name for name in names if Path(name) not in files]
     own = _own_names([*include, *files])
     wanted = [one for path in (files if names else include) for one in own[path]]
-    manager, found = _find(named, sorted({path.parent if path.is_file() else path for path in own}))
+    manager, found = _find(named, sorted({path.parent if path.is_file() else path for path in own}), say)
     wanted += found
     if not wanted:
         raise RecipeError("Nothing says what to measure: name tasks by --tasks, or own ones by --include-path.")
@@ -69,13 +76,14 @@ def _own_names(paths: Sequence[Path]) -> dict[Path, list[str]]:
     return found
 
 
-def _find(names: Sequence[str], folders: Sequence[Path]) -> tuple[Any, list[str]]:
+def _find(names: Sequence[str], folders: Sequence[Path], say: Callable[[str], object]) -> tuple[Any, list[str]]:
     """Return a task manager that knows these names, and the names, patterns written out."""
     from lm_eval.tasks import TaskManager
 
     # Reading the thousands of tasks that the harness brings takes a while, and one's own rarely need them.
     manager: Any = TaskManager(include_path=list(folders), include_defaults=False)
     if not _members(manager) <= set(manager.all_tasks) or not all(manager.match_tasks([name]) for name in names):
+        say("reading the harness's own tasks, some thousands of files: this takes up to a minute")
         manager = TaskManager(include_path=list(folders))
     found: list[str] = []
     for name in names:
