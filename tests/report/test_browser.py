@@ -63,6 +63,24 @@ def _samples() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_no_number_of_the_verdict_reaches_into_the_next(browser: Any, pages: dict[str, Path], kind: str) -> None:
+    longest = "23.0 % \u2192 57.4 %"
+    with Opened(browser, pages[kind], width=1280, scheme="light") as opened:
+        opened.page.eval_on_selector_all(
+            ".tiles dd:not(.note)", f"all => all.forEach(one => {{ one.textContent = '{longest}'; }})"
+        )
+        for media, widths in (("screen", (320, 390, 600, 768, 1024, 1280)), ("print", (700,))):
+            opened.page.emulate_media(media=media)
+            for width in widths:
+                opened.page.set_viewport_size({"width": width, "height": 900})
+                wide = opened.page.eval_on_selector_all(
+                    ".tiles > div",
+                    "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)",
+                )
+                assert wide == [], (media, width)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_page_opens_quietly_fits_and_can_be_read(browser: Any, pages: dict[str, Path], kind: str) -> None:
     views = [(1280, "light"), (390, "dark"), *([(1280, "dark"), (390, "light")] if kind == "run" else [])]
     with Opened(browser, pages[kind], width=1280, scheme="light") as opened:
