@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # the parts lie beside this file, however it is started
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
+sys.path.append(str(HERE))  # the parts lie beside this file, however it is started
 
 from paired import workload  # noqa: E402  (after the path above)
 from paired.measure import start_adapter  # noqa: E402
