@@ -141,7 +141,8 @@ def _verdict(found: Contrast, names: Sequence[str], n: int) -> str:
         return "There are no pairs to compare by."
     better, worse = (names[1], names[0]) if found.b.value > found.a.value else (names[0], names[1])
     high, low = sorted((found.a.value, found.b.value), reverse=True)
-    test = f"{found.only_a + found.only_b} pairs are right with one of them only, p = {found.p:.2g}"
+    uneven = found.only_a + found.only_b
+    test = f"{uneven} {'pair is' if uneven == 1 else 'pairs are'} right with one of them only, p = {found.p:.2g}"
     if found.p < _SURE:
         sign = 1 if found.accuracy.value > 0 else -1
         ends = sorted(100 * sign * (end or 0.0) for end in (found.accuracy.low, found.accuracy.high))

@@ -16,6 +16,9 @@ Z = 1.959963984540054
 
 Floats = NDArray[np.float64]
 
+_SIGNS = 6
+"""The fewest values of one sign that chance gives less often than once in twenty (sign test, two-sided: 2 / 2^6)."""
+
 _BLOCK = 4_000_000
 """Draws that the bootstrap holds at once: 32 MB."""
 
@@ -50,6 +53,16 @@ class Estimate:
 @dataclass(frozen=True)
 class Mean(Estimate):
     """A mean with the 95 % percentile interval of its bootstrap."""
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies on that side of zero, 0 where that may be chance.
+
+        Equal values give an interval without width, however few they are: fewer than `_SIGNS` of them are no sign.
+        """
+        if self.low is None or self.high is None or (self.low == self.high and self.n < _SIGNS):
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,8 @@ def drift_in_words(base: TextEvaluation, tuned: TextEvaluation) -> list[str]:
         _change("Length", base.length, tuned.length, ".1f", " tokens"),
         _change("Refusals", base.refusals, tuned.refusals, ".1%", ""),
         _change("Samples cut at the longest length", base.truncated, tuned.truncated, ".1%", ""),
-        f"Different pairs of tokens (distinct-2) went from {base.distinct_2:.1%} to {tuned.distinct_2:.1%}, samples "
-        f"that repeat another of their prompt from {base.duplicates:.1%} to {tuned.duplicates:.1%}.",
+        _move("Different pairs of tokens (distinct-2)", base.distinct_2, tuned.distinct_2, ".1%"),
+        _move("Samples that repeat another of their prompt", base.duplicates, tuned.duplicates, ".1%"),
     ]
     return [sentence for sentence in said if sentence is not None]
 
@@ -161,8 +161,12 @@ def _change(what: str, base: Mean | Share | None, tuned: Mean | Share | None, fo
         return None
     assert None not in (base.low, base.high, tuned.low, tuned.high)  # what has a value has an interval
     apart = tuned.low > base.high or tuned.high < base.low  # type: ignore[operator]
-    word = "rose" if tuned.value > base.value else "fell"
-    if f"{tuned.value:{form}}" == f"{base.value:{form}}":
-        return f"{what}: {base.value:{form}}{unit} before and after."
-    sure = "" if apart else "; the intervals overlap"
-    return f"{what} {word} from {base.value:{form}} to {tuned.value:{form}}{unit}{sure}."
+    return _move(what, base.value, tuned.value, form, unit, "" if apart else "; the intervals overlap")
+
+
+def _move(what: str, base: float, tuned: float, form: str, unit: str = "", unsure: str = "") -> str:
+    """Say from where to where it went, `unsure` behind it; of what looks equal, that it is."""
+    if f"{tuned:{form}}" == f"{base:{form}}":
+        return f"{what}: {base:{form}}{unit} before and after."
+    word = "rose" if tuned > base else "fell"
+    return f"{what} {word} from {base:{form}} to {tuned:{form}}{unit}{unsure}."

@@ -88,9 +88,9 @@ def _headline(then: float, now: float, gain: Mean | None) -> tuple[str, str]:
     said = f"from {number(then)} to {number(now)} on held-out prompts"
     if gain is None or gain.low is None or gain.high is None:
         return "unclear", f"The reward went {said}; there is nothing to take an interval from"
-    if gain.low > 0:
+    if gain.sign > 0:
         return "good", f"The reward rose: {said}"
-    if gain.high < 0:
+    if gain.sign < 0:
         return "bad", f"The reward fell: {said}"
     return "unclear", f"No clear change of the reward: {said}"
 

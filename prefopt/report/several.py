@@ -198,7 +198,7 @@ def _against_the_rest(
             said.append(f"{name} was measured on other {of}s: its {shown[name]} is no comparison.")
             continue
         compared = True
-        clear &= found.low is not None and found.low > 0
+        clear &= found.sign > 0
         said.append(_ahead(best, name, found, f"of {plural(found.n, of)}", shares=shares))
     return said, clear and compared, compared
 
@@ -206,7 +206,7 @@ def _against_the_rest(
 def _ahead(best: str, name: str, found: Mean, what: str, *, shares: bool) -> str:
     scale, unit = (100, " points") if shares else (1, "")
     value, low, high = (None if one is None else scale * one for one in (found.value, found.low, found.high))
-    sure = "" if found.low is not None and found.low > 0 else ", which may be chance"
+    sure = "" if found.sign > 0 else ", which may be chance"
     return (
         f"It is {number(value)}{unit} ahead of {name} (95\u00a0% interval {number(low)} to {number(high)} of the "
         f"differences {what}){sure}."

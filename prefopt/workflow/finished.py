@@ -16,6 +16,7 @@ from prefopt.models.adapters import save_weights
 from prefopt.models.packed import PackedModel
 from prefopt.models.references import Reference
 from prefopt.recipe import Recipe, load_recipe
+from prefopt.recipe.source import read
 from prefopt.train.checkpoint import staged
 from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
 from prefopt.workflow.weights import as_it_is, load_weights, weights_of_run
@@ -52,9 +53,13 @@ def load_run(run: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenize
 
 
 def run_recipe(run: Path) -> Recipe:
-    """Return the recipe that a run began with. Raises `RunError` when `run` is no run directory."""
+    """Return the recipe that a run of `prefopt train` began with. Raises `RunError` when `run` is no such directory."""
     if not (run / RECIPE).is_file():
         raise RunError(f"{run} is no run directory (it has no {RECIPE}); name one that `prefopt train` made.")
+    if "rounds" in read(run / RECIPE).data:
+        *_, last = [run, *sorted(run.glob(f"round-*/train/{RECIPE}"))]
+        trained = f"name the training of one, such as {last.parent}" if last != run else "and none has trained yet"
+        raise RunError(f"{run} is a run of `prefopt rounds`, which trains once a round; {trained}.")
     return load_recipe(run / RECIPE, check_files=False)
 
 

@@ -83,7 +83,8 @@ def weights_of_run(run: Path, *, every_checkpoint: bool = False) -> list[Weights
         if (weights := _result(run)) is not None and not _already(found, weights):
             found.append(Weights(label=run.name, step=None, folder=weights, **common))
     if not found:
-        raise RunError(f"{run} has no trained weights yet; finish it by prefopt train {run / RECIPE} --resume.")
+        again = f"prefopt rounds {run / RECIPE}" if "rounds" in said else f"prefopt train {run / RECIPE} --resume"
+        raise RunError(f"{run} has no trained weights yet; finish it by {again}.")
     return found
 
 

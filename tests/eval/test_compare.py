@@ -66,6 +66,8 @@ def test_what_cannot_be_told_is_said() -> None:
     margins = rng.normal(0.5, 1, 200)
     found = compare_evaluations(evaluation(margins), evaluation(margins + rng.normal(0, 0.1, 200)), ("x", "y"))
     assert found.verdict.startswith("It can't be told which of x and y")
+    one, other = evaluation(np.array([1.0, 1.0])), evaluation(np.array([1.0, -1.0]))
+    assert "(1 pair is right with one of them only, p = 1)" in compare_evaluations(one, other).verdict
 
 
 def test_a_model_without_reference_is_compared_by_log_prob() -> None:

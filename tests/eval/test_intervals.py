@@ -94,3 +94,14 @@ def test_equal_values_have_a_mean_without_width_and_a_share_with_one() -> None:
     assert never.high is not None
     # 1.96² / (30 + 1.96²) by Wilson
     assert never.high == pytest.approx(3.8415 / 33.8415, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "sign"),
+    [([1.0], 0), ([1.0] * 5, 0), ([1.0] * 6, 1), ([-1.0] * 6, -1), ([0.0] * 6, 0), ([], 0), ([1.0, 2.0, 3.0], 1),
+     ([-1.0, 1.0] * 20, 0), ([-3.0, -1.0] * 20, -1)],
+)  # fmt: skip
+def test_a_mean_has_a_sign_where_its_interval_and_the_number_of_values_leave_no_doubt(
+    values: list[float], sign: int
+) -> None:
+    assert mean(values).sign == sign

@@ -72,5 +72,9 @@ def test_drift_is_told_in_words_and_says_when_it_may_be_chance() -> None:
     assert "Refusals rose from 0.0% to 100.0%." in said
     assert any(line.startswith("Entropy") and line.endswith("; the intervals overlap.") for line in said)
     assert "Samples cut at the longest length: 0.0% before and after." in said
+    assert said[-2:] == [
+        "Different pairs of tokens (distinct-2): 5.0% before and after.",
+        "Samples that repeat another of their prompt: 0.0% before and after.",
+    ]
     with pytest.raises(DataError, match="no completion"):
         text_evaluation([], [], [], entropy=[], truncated=[])

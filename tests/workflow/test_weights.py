@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefopt.errors import RunError
 from prefopt.eval import PairEvaluation, PairScores, held_out_pairs
 from prefopt.models.scoring import example_logprobs
 from prefopt.workflow import eval_pairs_run, load_held_out
@@ -95,3 +96,25 @@ def same_everywhere(run: Path) -> None:
     np.testing.assert_array_equal(began, of_itself)
     np.testing.assert_array_equal(began, frozen)
     np.testing.assert_allclose(began, kept(run, "before").policy, atol=2e-5)
+
+
+def test_a_run_of_rounds_is_told_from_one_training(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("model: {name: some}\nrounds: {count: 2}\n")
+    with pytest.raises(RunError, match=r"mine is a run of `prefopt rounds`.*none has trained yet\."):
+        run_recipe(run)
+    with pytest.raises(RunError, match=r"no trained weights yet; finish it by prefopt rounds .*mine/recipe\.yaml\."):
+        weights_of_run(run)
+    for at in range(2):
+        trained = run / f"round-00{at}" / "train"
+        trained.mkdir(parents=True)
+        (trained / "recipe.yaml").write_text("")
+    with pytest.raises(RunError, match=r"name the training of one, such as .*mine/round-001/train\."):
+        run_recipe(run)
+
+
+def test_a_training_without_weights_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: {name: some}\ntrain: {max_steps: 2}\n")
+    with pytest.raises(RunError, match=r"finish it by prefopt train .*recipe\.yaml --resume\."):
+        weights_of_run(tmp_path)
