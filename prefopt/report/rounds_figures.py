@@ -24,14 +24,14 @@ _BY_ROUND = (
 
 
 def rounds_figures(runs: Mapping[str, RoundsFiles], places: Mapping[str, int] | None = None) -> list[Drawing]:
-    """Return what changes by round: of one run several measures in a figure where they belong together.
+    """Return what changes by round: on the page of one run, several measures in a figure where they belong together.
 
-    `places`: which number each of several runs has on the page.
+    `places`: which number each run has on a page of several; None: the page is that of the only one.
     """
     found: list[Drawing | None] = []
     for key, title, unit, shares, words in _BY_ROUND:
         lines = {name: _line(run, key) for name, run in runs.items()}
-        if key == "reward" and len(runs) == 1:
+        if key == "reward" and places is None:
             [run] = runs.values()
             lines = {"held out": next(iter(lines.values())), "in training": _sampled(run)}
         if key == "pass@k":
@@ -46,7 +46,7 @@ def rounds_figures(runs: Mapping[str, RoundsFiles], places: Mapping[str, int] | 
         by_round("rounds-acceptance", "Acceptance", "answers", accepted, places=places, shares=True, words=words)
     )
     words = "Answers that repeat another one to the same prompt."
-    if len(runs) == 1:
+    if places is None:
         [run] = runs.values()
         both = {"duplicates": _line(run, "duplicates"), "distinct-2": _line(run, "distinct_2")}
         words = (

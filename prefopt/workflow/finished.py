@@ -56,11 +56,16 @@ def run_recipe(run: Path) -> Recipe:
     """Return the recipe that a run of `prefopt train` began with. Raises `RunError` when `run` is no such directory."""
     if not (run / RECIPE).is_file():
         raise RunError(f"{run} is no run directory (it has no {RECIPE}); name one that `prefopt train` made.")
-    if "rounds" in read(run / RECIPE).data:
-        *_, last = [run, *sorted(run.glob(f"round-*/train/{RECIPE}"))]
-        trained = f"name the training of one, such as {last.parent}" if last != run else "and none has trained yet"
-        raise RunError(f"{run} is a run of `prefopt rounds`, which trains once a round; {trained}.")
+    refuse_rounds(run)
     return load_recipe(run / RECIPE, check_files=False)
+
+
+def refuse_rounds(run: Path) -> None:
+    """Raise `RunError` where a run directory is one of `prefopt rounds`, whose trainings lie in its rounds."""
+    if "rounds" in read(run / RECIPE).data:
+        trained = [path.parent for path in sorted(run.glob("round-*/train/*")) if path.name in (ADAPTER, MODEL)]
+        what = f": name the training of one, such as {trained[-1]}" if trained else ", and none has trained yet"
+        raise RunError(f"{run} is a run of `prefopt rounds`, which trains once a round{what}.")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from prefopt.errors import RunError
 from prefopt.models.source import public_name
 from prefopt.train.checkpoint import MANIFEST
 from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.finished import refuse_rounds
 
 
 def weights_of(path: Path) -> Path:
@@ -27,6 +28,7 @@ def weights_of(path: Path) -> Path:
         for name in (ADAPTER, MODEL):
             if (path / name).is_dir():
                 return path / name
+        refuse_rounds(path)
         raise RunError(f"{path} has not finished training; finish it by prefopt train {path / RECIPE} --resume.")
     if not any(path.glob("*.safetensors")):
         raise RunError(f"{path} holds no weights: name a finished run, or a folder that `prefopt merge` wrote.")

@@ -118,6 +118,15 @@ def test_rounds_say_whether_the_reward_rose(tmp_path: Path) -> None:
     assert "not finished" not in page
 
 
+def test_one_run_of_rounds_beside_a_training_is_drawn_as_one_of_several(run: Path, tmp_path: Path) -> None:
+    rounds = write_rounds(tmp_path / "mine", prompts=40)
+    page = text_of(write_reports([run, rounds], tmp_path / "page.html"))
+    assert "2 runs, side by side" in page
+    assert "Duplicates" in page
+    assert "Variety of answers" not in page  # of a page that has no other run
+    assert "held out:" not in page
+
+
 def test_rounds_that_did_not_change_are_not_praised(tmp_path: Path) -> None:
     page = text_of(write_report(write_rounds(tmp_path / "rounds", right=0.0)))
     assert re.search(r"No clear change of the reward|The reward fell", page)

@@ -107,9 +107,8 @@ def test_a_run_of_rounds_is_told_from_one_training(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no trained weights yet; finish it by prefopt rounds .*mine/recipe\.yaml\."):
         weights_of_run(run)
     for at in range(2):
-        trained = run / f"round-00{at}" / "train"
-        trained.mkdir(parents=True)
-        (trained / "recipe.yaml").write_text("")
+        (run / f"round-00{at}" / "train" / "adapter").mkdir(parents=True)
+    (run / "round-002" / "train").mkdir(parents=True)  # not trained yet
     with pytest.raises(RunError, match=r"name the training of one, such as .*mine/round-001/train\."):
         run_recipe(run)
 
