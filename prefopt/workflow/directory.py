@@ -14,6 +14,7 @@ from prefopt.train.callbacks import replace_text
 
 RECIPE, ENVIRONMENT, DATA, METRICS = "recipe.yaml", "environment.json", "data.json", "metrics.jsonl"
 REJECTED, SAMPLES, ADAPTER, MODEL = "rejected_rows.jsonl", "samples.json", "adapter", "model"
+REWARD_ADAPTER, REWARD_MODEL = "reward_adapter", "reward_model"
 SAMPLES_DURING, ALARMS = "samples_during.jsonl", "alarms.jsonl"
 BEFORE, AFTER = "eval/before.json", "eval/after.json"
 REFERENCE = "reference.json"
@@ -28,6 +29,16 @@ FREE = frozenset(
 )  # fmt: skip
 """Keys that may change when a run goes on: where things lie, and what costs memory or time but is not what a run
 computes (sums may be taken in another order, so the last bits may differ)."""
+
+
+def without_weights(run: Path) -> RunError:
+    """Return the error of a run directory that holds no trained weights of a policy: what it is, and what to do."""
+    if (run / REWARD_MODEL).is_dir():
+        return RunError(
+            f"{run} trained a reward model, which gives scores and writes nothing: name {run / REWARD_MODEL} as a "
+            "scorer of kind model, and here a run of `prefopt train`."
+        )
+    return RunError(f"{run} has not finished training; finish it by prefopt train {run / RECIPE} --resume.")
 
 
 def claim_directory(run: Path, recipe: Recipe, *, resume: bool) -> None:

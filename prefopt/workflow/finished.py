@@ -18,7 +18,7 @@ from prefopt.models.references import Reference
 from prefopt.recipe import Recipe, load_recipe
 from prefopt.recipe.source import read
 from prefopt.train.checkpoint import staged
-from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE, without_weights
 from prefopt.workflow.weights import as_it_is, load_weights, weights_of_run
 
 
@@ -48,7 +48,7 @@ def load_run(run: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenize
         lora = {} if recipe.model.lora is None else {"dtype": recipe.model.lora.dtype}
         model, tokenizer = load_policy(recipe.model, trainable=False, adapter=str(run / ADAPTER), lora=lora, peft=None)
     else:
-        raise RunError(f"{run} has not finished training; finish it by prefopt train {run / RECIPE} --resume.")
+        raise without_weights(run)
     return model, tokenizer, recipe
 
 

@@ -30,6 +30,8 @@ from prefopt.workflow.directory import ADAPTER, MODEL
 from prefopt.workflow.finished import load_run, run_recipe
 from prefopt.workflow.inputs import load_held_out
 
+_OTHER_DATA = "Give other data by --data FILE, or --rows 0 to measure no drift."
+
 Scored = tuple[Pack, Tensor]
 """A pack and the log-probs of its N completion tokens, (N,) float64, nats."""
 
@@ -104,7 +106,7 @@ def _source(recipe: Recipe, data: str | Sequence[str] | None) -> str | Sequence[
     try:
         open_sources(source, recipe.data)  # a missing file is told before a model loads
     except DataError as error:
-        raise DataError(f"{error} Give other data by --data FILE, or --rows 0 to measure no drift.") from error
+        raise DataError(f"{error} {_OTHER_DATA}") from error
     return source
 
 
@@ -152,7 +154,10 @@ def _untie(model: Any) -> None:
 def _packs(
     model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, source: str | Sequence[str], rows: int
 ) -> list[Pack]:
-    data = load_held_out(recipe, tokenizer, source)
+    try:
+        data = load_held_out(recipe, tokenizer, source)
+    except DataError as error:  # a round's training learned from groups of token ids, which no recipe reads
+        raise DataError(f"{error} {_OTHER_DATA}") from error
     groups = [Group(example.prompt, (c,)) for example in islice(data, rows) for c in example.completions]
     admission = PackedModel(model).admission
     return build_packs(

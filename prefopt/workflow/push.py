@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from prefopt.errors import RunError
 from prefopt.models.source import public_name
 from prefopt.train.checkpoint import MANIFEST
-from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE, without_weights
 from prefopt.workflow.finished import refuse_rounds
 
 
@@ -29,7 +29,7 @@ def weights_of(path: Path) -> Path:
             if (path / name).is_dir():
                 return path / name
         refuse_rounds(path)
-        raise RunError(f"{path} has not finished training; finish it by prefopt train {path / RECIPE} --resume.")
+        raise without_weights(path)
     if not any(path.glob("*.safetensors")):
         raise RunError(f"{path} holds no weights: name a finished run, or a folder that `prefopt merge` wrote.")
     return path

@@ -30,11 +30,20 @@ from prefopt.train.callbacks import MetricsFile, ProgressLine
 from prefopt.train.checkpoint import staged
 from prefopt.train.ranks import ranks_of_this_run
 from prefopt.train.reward import RewardTrainer, save_head
-from prefopt.workflow.directory import AFTER, DATA, ENVIRONMENT, METRICS, claim_directory, write_evaluation, write_json
+from prefopt.workflow.directory import (
+    AFTER,
+    DATA,
+    ENVIRONMENT,
+    METRICS,
+    REWARD_ADAPTER,
+    REWARD_MODEL,
+    claim_directory,
+    write_evaluation,
+    write_json,
+)
 from prefopt.workflow.inputs import load_data, weights_of
 from prefopt.workflow.merge import merged_model
 
-REWARD_ADAPTER, REWARD_MODEL = "reward_adapter", "reward_model"
 """Where in a run directory the trained weights lie, and the whole model that they make."""
 
 

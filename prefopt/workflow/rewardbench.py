@@ -22,10 +22,9 @@ from prefopt.rewards.attempts import make_attempt
 from prefopt.rewards.kinds import ModelSection
 from prefopt.rewards.reward_model import RewardModel
 from prefopt.rewards.scorer import ScoreFailure
-from prefopt.workflow.directory import keep_evaluation
+from prefopt.workflow.directory import REWARD_MODEL, keep_evaluation
 from prefopt.workflow.evaluations import evaluation_path
 from prefopt.workflow.finished import load_measured, run_recipe
-from prefopt.workflow.reward import REWARD_MODEL
 
 _COLUMNS = ("prompt", "chosen", "rejected", "subset")
 

@@ -27,7 +27,7 @@ from prefopt.models.source import Source, find_adapter, find_model
 from prefopt.recipe.paths import RECIPE_PATHS, resolved
 from prefopt.recipe.source import read
 from prefopt.train.checkpoint import checkpoints, missing_parts
-from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE
+from prefopt.workflow.directory import ADAPTER, MODEL, RECIPE, without_weights
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def weights_of_run(run: Path, *, every_checkpoint: bool = False) -> list[Weights
         if (weights := _result(run)) is not None and not _already(found, weights):
             found.append(Weights(label=run.name, step=None, folder=weights, **common))
     if not found:
-        again = f"prefopt rounds {run / RECIPE}" if "rounds" in said else f"prefopt train {run / RECIPE} --resume"
-        raise RunError(f"{run} has no trained weights yet; finish it by {again}.")
+        if "rounds" in said:
+            raise RunError(f"{run} has no trained weights yet; go on with it by prefopt rounds {run / RECIPE}.")
+        raise without_weights(run)
     return found
 
 

@@ -114,6 +114,10 @@ def test_other_data_can_be_measured_or_none(train: Train, tmp_path: Path) -> Non
     assert measured.drift is not None
     assert measured.drift.completions == 6
     assert merge_run(run, tmp_path / "b", rows=0).drift is None
+    ids = write_rows(tmp_path / "ids.jsonl", [{"prompt_ids": [1], "scores": [0.5]}])
+    with pytest.raises(DataError, match=r"ids\.jsonl is not recognised.*Give other data by --data FILE"):
+        merge_run(run, tmp_path / "d", data=str(ids))
+    assert not (tmp_path / "d").exists()
     with pytest.raises(DataError, match=r"nowhere\.jsonl.*Give other data by --data FILE"):
         merge_run(run, tmp_path / "c", data=str(tmp_path / "nowhere.jsonl"))
 

@@ -104,7 +104,7 @@ def test_a_run_of_rounds_is_told_from_one_training(tmp_path: Path) -> None:
     (run / "recipe.yaml").write_text("model: {name: some}\nrounds: {count: 2}\n")
     with pytest.raises(RunError, match=r"mine is a run of `prefopt rounds`.*none has trained yet\."):
         run_recipe(run)
-    with pytest.raises(RunError, match=r"no trained weights yet; finish it by prefopt rounds .*mine/recipe\.yaml\."):
+    with pytest.raises(RunError, match=r"go on with it by prefopt rounds .*mine/recipe\.yaml\."):
         weights_of_run(run)
     for at in range(2):
         (run / f"round-00{at}" / "train" / "adapter").mkdir(parents=True)
@@ -116,4 +116,7 @@ def test_a_run_of_rounds_is_told_from_one_training(tmp_path: Path) -> None:
 def test_a_training_without_weights_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: {name: some}\ntrain: {max_steps: 2}\n")
     with pytest.raises(RunError, match=r"finish it by prefopt train .*recipe\.yaml --resume\."):
+        weights_of_run(tmp_path)
+    (tmp_path / "reward_model").mkdir()
+    with pytest.raises(RunError, match="trained a reward model, which gives scores and writes nothing"):
         weights_of_run(tmp_path)
