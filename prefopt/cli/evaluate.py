@@ -90,7 +90,8 @@ def _show(evaluation: PairEvaluation) -> None:
     table.add_row(f"prefers chosen by {judged} where it is shorter", *cells(bias.shorter))
     table.add_row("  where it is longer", *cells(bias.longer))
     table.add_row("  longer minus shorter", *cells(bias.difference))
-    table.add_row("one rater agrees with the rest", *cells(evaluation.human))
+    if evaluation.human is not None and evaluation.human.value is not None:
+        table.add_row("one rater agrees with the rest", *cells(evaluation.human))
     console = results()
     console.print(table)
     if evaluation.slices:

@@ -19,6 +19,7 @@ from prefopt.models.references import build_reference
 from prefopt.recipe import Recipe
 from prefopt.report import write_report
 from prefopt.workflow import INPUTS, RunResult, load_held_out, load_run, train_run
+from prefopt.workflow.directory import write_evaluation
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 STEPS = 60
@@ -127,8 +128,7 @@ def _measure_by_gap(run: RunResult) -> tuple[PairEvaluation, PairEvaluation]:
         before = evaluate_pairs(packed, None, data, config)
     after = evaluate_pairs(packed, reference, data, config, beta=recipe.loss.build().beta)
     for name, evaluation in (("before", before), ("after", after)):
-        path = run.path / "eval" / f"by_gap_{name}.json"
-        path.write_text(json.dumps(evaluation.to_dict(), indent=1))
+        write_evaluation(run.path / "eval" / f"by_gap_{name}.json", "pairs", evaluation.to_dict())
     return before, after
 
 
