@@ -35,7 +35,7 @@ def frontier(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Measure every checkpoint of the runs.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for all runs.")] = 0,
     batch_size: BatchSize = 64,
-    token_budget: TokenBudget = 8192,
+    token_budget: TokenBudget = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder to write to, instead of the first run's eval: these are several files."),

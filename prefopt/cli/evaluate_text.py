@@ -26,7 +26,7 @@ def text(
     max_new_tokens: MaxNewTokens = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples, the same for both models.")] = 0,
     batch_size: BatchSize = 64,
-    token_budget: TokenBudget = 8192,
+    token_budget: TokenBudget = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file, instead of eval/text.json of the run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what text.json holds.")] = False,
 ) -> None:

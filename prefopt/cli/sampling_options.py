@@ -11,4 +11,6 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use the first of the pro
 SamplesPerPrompt = Annotated[int, typer.Option(min=1)]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens a sample may have.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples computed at once: memory and time.")]
-TokenBudget = Annotated[int, typer.Option(min=1, help="Tokens scored at once: memory and time.")]
+TokenBudget = Annotated[
+    int | None, typer.Option(min=1, help="Tokens scored at once: memory and time. Default: what suits the device.")
+]

@@ -33,7 +33,7 @@ def sampled_kl(
     prompts: Sequence[Tokens],
     completions: Sequence[Tokens],
     *,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
 ) -> SampledKL | None:
     """Estimate the divergence from `completions`, one a prompt, drawn from the policy at temperature 1 and top-p 1.
 

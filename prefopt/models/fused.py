@@ -1,4 +1,4 @@
-"""Run a model's low-rank layers, norms and rotations by our own functions, where these compute the same thing."""
+"""Run a model's low-rank layers, norms, gates and rotations by our own functions, where these compute the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ ROTATE = "apply_rotary_pos_emb"
 def fused(model: nn.Module, *, gpu: bool = False) -> Iterator[None]:
     """Within, the model keeps less for the backward pass and passes over memory less often.
 
-    Plain LoRA layers are replaced, and on a CPU Llama's kind of RMS norm and of rotation, once tried beside ours.
+    Plain LoRA layers are replaced, and, once tried beside ours, Llama's kind of gated MLP (where nothing asks for a
+    gradient) and on a CPU its kind of RMS norm and of rotation.
     Classes, hooks and weights stay as they are, and afterwards nothing is left behind. With `gpu`, a model whose
     tensors say that they are on a CPU is treated as if they were on a GPU.
     """
@@ -43,7 +44,8 @@ def fused(model: nn.Module, *, gpu: bool = False) -> Iterator[None]:
             for module in model.modules():
                 if "forward" in vars(module):  # ours, from an outer `fused`, or that of accelerate's hooks
                     continue
-                if (forward := _low_rank(module) or (None if gpu else _norm(module, same))) is not None:
+                forward = _low_rank(module) or _gated(module, same) or (None if gpu else _norm(module, same))
+                if forward is not None:
                     module.forward = forward
                     replaced.append(module)
             for source in [] if gpu else _rotating(model):
@@ -133,6 +135,56 @@ def _same_norm(module: nn.Module, weight: Tensor, eps: float) -> bool:
         theirs, ours = module(rows), rms_norm(rows, weight, eps)
     rtol = 2 * torch.finfo(weight.dtype).eps if weight.dtype.itemsize == 2 else 1e-5
     return _close(theirs, ours, rtol, rtol * 1e-2)
+
+
+def _gated(module: Any, same: dict[type, bool]) -> Forward | None:
+    """Return the module's forward in place, or None unless it is Llama's kind of MLP: down(act(gate(x)) * up(x)).
+
+    In bf16 on a CPU two writes of (T, intermediate) less are a tenth of the module's time. The numbers are its own.
+    """
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "act_fn", "down_proj")]
+    if not (type(module).__name__.endswith("MLP") and all(isinstance(part, nn.Module) for part in parts)):
+        return None
+    if any(part._forward_hooks for part in parts[:3] if part is not None):  # what these are shown would change
+        return None
+    if type(module) not in same:
+        same[type(module)] = _same_gated(module)
+    if not same[type(module)]:
+        return None
+    own = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or torch.is_grad_enabled():
+            out: Tensor = own(x, *args, **kwargs)
+            return out
+        return _down_in_place(module, x)
+
+    return forward
+
+
+def _down_in_place(module: Any, x: Tensor) -> Tensor:
+    gate = module.gate_proj(x)
+    gate = nn.functional.silu(gate, inplace=True) if type(module.act_fn) is nn.SiLU else module.act_fn(gate)
+    up = module.up_proj(x)
+    down: Tensor = module.down_proj(gate.mul_(up) if gate.dtype == up.dtype else gate * up)
+    return down
+
+
+def _same_gated(module: Any) -> bool:
+    """Try the module's class on small layers beside ours: to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    module = copy.copy(module)
+    module._modules = dict(module._modules)
+    for name, (wide, out) in {"gate_proj": (4, 6), "up_proj": (4, 6), "down_proj": (6, 4)}.items():
+        layer = nn.Linear(wide, out, bias=False, device="meta")  # which draws nothing from torch's generator
+        layer.weight = nn.Parameter(torch.randn(out, wide, generator=generator), requires_grad=False)
+        module._modules[name] = layer
+    rows = torch.randn(3, 4, generator=generator)
+    try:
+        with torch.no_grad():
+            return torch.equal(type(module).forward(module, rows), _down_in_place(module, rows))
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # its forward asks for other layers or arguments
+        return False
 
 
 def _rotating(model: nn.Module) -> list[ModuleType]:

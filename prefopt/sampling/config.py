@@ -29,8 +29,10 @@ class SampleConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="Draw from the likeliest tokens that make up this share.")
     top_k: int = Field(default=0, ge=0, description="Draw from the k likeliest tokens; 0 for all.")
     batch_size: int = Field(default=64, ge=1, description="Completions computed at once; memory and time.")
-    token_budget: int = Field(
-        default=8192, ge=1, description="Tokens scored at once; changes memory and time, never the numbers."
+    token_budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens scored at once: memory and time, never the numbers. None: 8,192, or 2,048 on a CPU.",
     )
     path: str | None = Field(
         default=None, description="Of engine 'file': JSON Lines or Parquet with prompts and their completions."

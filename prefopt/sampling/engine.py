@@ -59,8 +59,8 @@ class Judge:
     ends: tuple[int, ...]
     """Tokens that end a completion."""
     reference: Reference | None = None
-    token_budget: int = 8192
-    """Tokens computed at once."""
+    token_budget: int | None = None
+    """Tokens computed at once; None takes what suits the device."""
 
     def rollouts(self, drawn: Sequence[Drawn]) -> list[Rollout]:
         """Return the rollouts in order; the completions of one prompt that stand together share its computation.

@@ -30,7 +30,7 @@ class FileEngine:
         tokenizer: its tokenizer.
         q: what the completions were drawn from, as far as it is known: temperature, top_p, top_k.
         reference: what log-probs are compared with, if anything.
-        token_budget: tokens scored at once.
+        token_budget: tokens scored at once; None takes what suits the device.
 
     Raises:
         DataError: nothing to read, or a row that can't be used, with its place.
@@ -46,7 +46,7 @@ class FileEngine:
         *,
         q: Mapping[str, Any] | None = None,
         reference: Reference | None = None,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
     ) -> None:
         self._policy, self._tokenizer, self._q = policy, tokenizer, dict(q or {})
         self._ends = tuple(end_of_turn_ids(policy.model, tokenizer))

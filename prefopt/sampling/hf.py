@@ -24,7 +24,7 @@ class HfEngine:
         sampler: what tokens are drawn from.
         reference: what log-probs are compared with, if anything.
         batch_size: completions computed at once.
-        token_budget: tokens scored at once.
+        token_budget: tokens scored at once; None takes what suits the device.
     """
 
     name = "hf"
@@ -37,7 +37,7 @@ class HfEngine:
         *,
         reference: Reference | None = None,
         batch_size: int = 64,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
     ) -> None:
         self.policy = policy
         self.sampler = sampler

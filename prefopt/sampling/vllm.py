@@ -31,7 +31,7 @@ class VllmEngine:
         rank: the adapter's rank, which vLLM must know to make room for it.
         quantization: as vLLM calls it ("bitsandbytes"); None for none.
         reference: what log-probs are compared with, if anything.
-        token_budget: tokens scored at once.
+        token_budget: tokens scored at once; None takes what suits the device.
 
     Raises:
         ModelError: vLLM is not installed.
@@ -50,7 +50,7 @@ class VllmEngine:
         rank: int = 16,
         quantization: str | None = None,
         reference: Reference | None = None,
-        token_budget: int = 8192,
+        token_budget: int | None = None,
     ) -> None:
         try:
             import vllm

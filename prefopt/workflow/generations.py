@@ -29,8 +29,8 @@ class SamplingOptions:
     seed: int = 0
     batch_size: int = 64
     """Samples computed at once."""
-    token_budget: int = 8192
-    """Tokens scored at once."""
+    token_budget: int | None = None
+    """Tokens scored at once; None takes what suits the device."""
     resamples: int = 2000
     """Of the bootstrap over prompts."""
 

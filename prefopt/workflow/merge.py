@@ -23,6 +23,7 @@ from prefopt.models.dtypes import DTYPES
 from prefopt.models.modes import evaluating
 from prefopt.models.packed import PackedModel
 from prefopt.models.quantization import dense_weight, quantized_layers
+from prefopt.models.scoring import fitting_budget
 from prefopt.recipe import Recipe
 from prefopt.records import Group, Pack
 from prefopt.train.checkpoint import staged
@@ -159,10 +160,9 @@ def _packs(
     except DataError as error:  # a round's training learned from groups of token ids, which no recipe reads
         raise DataError(f"{error} {_OTHER_DATA}") from error
     groups = [Group(example.prompt, (c,)) for example in islice(data, rows) for c in example.completions]
-    admission = PackedModel(model).admission
-    return build_packs(
-        groups, token_budget=recipe.eval.token_budget, shared=admission.shared, one_row=admission.one_row
-    )
+    policy = PackedModel(model)
+    budget = fitting_budget(recipe.eval.token_budget, policy, groups)
+    return build_packs(groups, token_budget=budget, shared=policy.admission.shared, one_row=policy.admission.one_row)
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def rewardbench_run(
     return found
 
 
-def _by_policy(run_or_recipe: Path, rows: Sequence[dict[str, Any]], token_budget: int) -> tuple[Floats, str]:
+def _by_policy(run_or_recipe: Path, rows: Sequence[dict[str, Any]], token_budget: int | None) -> tuple[Floats, str]:
     measured = load_measured(run_or_recipe)
     chat = measured.tokenizer.chat_template is not None
     texts = [_conversation(row) if chat else {name: row[name] for name in _COLUMNS[:3]} for row in rows]

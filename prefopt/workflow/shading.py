@@ -29,7 +29,7 @@ def pieces(
     tokenizer: PreTrainedTokenizerBase,
     completions: Sequence[tuple[Tokens, Tokens]],
     *,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
 ) -> list[list[Piece]] | None:
     """Return each completion as pieces of text with their log-ratios; special tokens are pieces too.
 
@@ -40,7 +40,7 @@ def pieces(
         reference: what it is compared with.
         tokenizer: makes text of tokens.
         completions: (prompt, completion), each of tokens.
-        token_budget: tokens computed at once.
+        token_budget: tokens computed at once; None takes what suits the device.
     """
     scored = [(prompt, completion[:MOST_TOKENS]) for prompt, completion in completions]
     examples = [Example(prompt, (completion,)) for prompt, completion in scored if completion]

@@ -23,6 +23,7 @@ from prefopt.eval import (
     pair_logprobs,
     score_completions,
 )
+from prefopt.eval.score import pair_packs
 from prefopt.models import Admission, PackedModel, build_reference
 from prefopt.records import Pack
 from tests.toys import list_rows, pair_rows, write_rows
@@ -83,6 +84,18 @@ def test_scores_do_not_depend_on_the_budget_or_the_order_of_rows(loaded: tuple[A
         np.testing.assert_allclose(score_completions(model, tokenizer, rows, token_budget=budget), whole, rtol=1e-5)
     backwards = score_completions(model, tokenizer, rows[::-1], token_budget=200)
     np.testing.assert_allclose(backwards[::-1], whole, rtol=1e-5)
+
+
+def test_without_a_budget_packs_suit_the_device_and_no_group_is_split(loaded: tuple[Any, Any]) -> None:
+    policy = PackedModel(loaded[0])
+
+    def pairs(prompt: int) -> PreferenceData:
+        completions = (tuple(range(5, 205)), tuple(range(6, 206)))
+        return PreferenceData("paired", [Example((at, *[7] * (prompt - 1)), completions) for at in range(8)])
+
+    assert [pack.tokens.numel() for pack in pair_packs(policy, pairs(100))] == [2000, 2000]
+    assert [pack.tokens.numel() for pack in pair_packs(policy, pairs(3000))] == [3400] * 8
+    assert len(list(pair_packs(policy, pairs(100), token_budget=8192))) == 1
 
 
 @pytest.mark.parametrize("one_row", [False, True])

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from prefopt.models import fused as room
 from prefopt.models.adapters import adapter_disabled
@@ -59,8 +59,8 @@ def test_llamas_norm_and_rotation_are_replaced_and_gemmas_norm_is_not() -> None:
     llama, gemma = tiny_causal_lm("llama").requires_grad_(False), tiny_causal_lm("gemma2").requires_grad_(False)
     own = sys.modules["transformers.models.llama.modeling_llama"].apply_rotary_pos_emb
     with fused(llama), fused(gemma):
-        assert replaced(llama) == {"LlamaRMSNorm"}
-        assert not replaced(gemma)
+        assert replaced(llama) == {"LlamaRMSNorm", "LlamaMLP"}
+        assert replaced(gemma) == {"Gemma2MLP"}
         assert sys.modules["transformers.models.llama.modeling_llama"].apply_rotary_pos_emb.own is own
 
 
@@ -81,6 +81,39 @@ def test_a_norm_that_trains_is_left_alone() -> None:
     model = nn.ModuleList([LlamaRMSNorm(8)])
     with fused(model):
         assert not replaced(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_a_gated_mlp_without_gradients_computes_its_own_numbers_to_the_bit(name: str) -> None:
+    model = tiny_causal_lm(name, dtype=torch.bfloat16).requires_grad_(False)
+    gated = [module for module in model.modules() if type(module).__name__.endswith("MLP")]
+    state = torch.get_rng_state()
+    for mlp in gated:
+        x = torch.randn(2, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(3)).bfloat16()
+        with torch.no_grad():
+            plain = mlp(x)
+            with fused(model):
+                assert "forward" in vars(mlp)
+                torch.testing.assert_close(mlp(x), plain, rtol=0, atol=0)
+    assert gated
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_mlp_whose_parts_are_watched_or_that_computes_another_thing_is_left_alone() -> None:
+    class ClampedMLP(LlamaMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj((self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(max=0.1))
+
+    class AskingMLP(LlamaMLP):
+        def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            return super().forward(x) + more
+
+    config = tiny_causal_lm("llama").config
+    watched, plain = LlamaMLP(config), LlamaMLP(config)
+    watched.gate_proj.register_forward_hook(lambda module, args, out: None)
+    model = nn.ModuleList([ClampedMLP(config), AskingMLP(config), plain, watched]).requires_grad_(False)
+    with fused(model):
+        assert [module for module in model.modules() if "forward" in vars(module)] == [plain]
 
 
 @pytest.mark.parametrize("change", [
