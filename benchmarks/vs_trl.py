@@ -69,6 +69,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="any name of transformers.TrainingArguments.optim; default: as both libraries have it",
     )
     parser.add_argument("--token-budget", type=int, default=4096, help="tokens of one of our packs at most")
+    parser.add_argument(
+        "--trl-batch",
+        type=int,
+        choices=(0, 1, 2, 4),
+        default=0,
+        help="examples that TRL computes at once, the rest of a step accumulated: for long prompts where the logits of "
+        "a whole step don't fit the memory; 0: the whole step",
+    )
     parser.add_argument("--sentences", default="", metavar="FILE", help="JSON Lines with `text`; default: the demo's")
     parser.add_argument(
         "--model",
@@ -156,7 +164,7 @@ class Bench:
             "side": side, "variant": variant, "precomputed": precomputed, "model": str(self.work / "model"),
             "rows": str(rows), "work": "", "result": "", "warmup": o.warmup, "steps": o.steps, "threads": o.threads,
             "seed": o.seed, "optimizer": o.optimizer, "token_budget": o.token_budget, "policy": self.cell.policy,
-            "loss": self.cell.loss, "prompt_words": cells.PROMPTS[self.cell.prompts], **extra,
+            "loss": self.cell.loss, "prompt_words": cells.PROMPTS[self.cell.prompts], "trl_batch": o.trl_batch, **extra,
         }  # fmt: skip
 
     def run(self, side: str, variant: str, precomputed: bool, **extra: Any) -> dict[str, Any]:

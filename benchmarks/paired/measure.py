@@ -51,6 +51,8 @@ class Job:
     """`dpo`, or `kto` on both completions of every pair, as labelled ones."""
     prompt_words: int = 128
     """Mean words of a prompt."""
+    trl_batch: int = 0
+    """TRL: examples computed at once, the rest of a step accumulated; 0 for the whole step, where its logits fit."""
     ceiling: bool = False
     """Ours: measure the matrix products of the layers' own shapes after training."""
     profile: str = ""

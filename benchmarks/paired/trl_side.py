@@ -31,9 +31,11 @@ def build_trainer(job: Job, clock: Clock) -> trl.DPOTrainer | trl.KTOTrainer:
     """Return a trainer whose policy starts as `start` says."""
     variant = VARIANTS[job.variant]
     config, trainer_of = (trl.DPOConfig, trl.DPOTrainer) if job.loss == "dpo" else (trl.KTOConfig, trl.KTOTrainer)
+    batch = min(job.trl_batch or job.examples_per_step, job.examples_per_step)
     arguments = config(
         **common_arguments(job),
-        per_device_train_batch_size=job.examples_per_step,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=job.examples_per_step // batch,
         train_sampling_strategy="sequential",
         model_init_kwargs={"dtype": variant["dtype"], "attn_implementation": "sdpa"},
         bf16=variant["bf16"],

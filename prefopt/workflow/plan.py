@@ -147,6 +147,12 @@ def prepare(
             "The weights are shared out (train.shard_weights): each process holds its part of weights, gradients and "
             "optimizer, so it needs less than the plan says, which is for one process."
         )
+    if (recipe.train.model_extra or {}).get("deepspeed"):
+        notes.append(
+            "The plan is for one process without DeepSpeed (train.deepspeed): of several, each holds its part of the "
+            "optimizer, at stage 2 of gradients too, and beside them a float32 copy of its part of the weights that "
+            "train, and the engine's buckets."
+        )
     return Footprint(policy, recipe, loss, lengths, args, str(args.optim.value)), machine, notes
 
 

@@ -229,6 +229,12 @@ def test_a_plan_of_weights_in_parts_says_that_it_is_for_one_process(write, tiny_
     assert any("train.shard_weights" in note for note in notes)
 
 
+def test_a_plan_with_deepspeed_says_what_each_process_holds_instead(write, tiny_model) -> None:
+    recipe = write(tiny_model, "train.deepspeed={zero_optimization: {stage: 2}}", "model.lora=null")
+    _, _, notes = prepare(recipe, memory="8GB")
+    assert any("train.deepspeed" in note and "float32 copy" in note for note in notes)
+
+
 def test_a_run_that_cant_be_planned_begins_with_the_default_budget(write, tiny_model, tmp_path) -> None:
     own = ["model.peft={peft_type: SHIRA, r: 2}", "model.dtype=float32", "train.token_budget=auto", "eval.samples=0"]
     console = Console(file=io.StringIO(), width=300)
