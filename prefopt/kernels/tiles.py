@@ -120,8 +120,9 @@ class TorchTiles:
         d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         d_bias = weight.new_zeros(weight.shape[0], dtype=work.dtype) if needs[2] else None
         targets = _Targets(hidden, target, head, others.factor) if needs[1] or needs[2] else None
+        room = work.columns_of_weight() if needs[1] else None
         for columns in slices(weight.shape[0], work.tiles.columns):
-            d_tile = weight.new_zeros(weight[columns].shape, dtype=work.dtype) if d_weight is not None else None
+            d_tile = None if room is None else room[: weight[columns].shape[0]].zero_()
             for rows, row_targets in parts:
                 slopes = work.slopes(hidden[rows], row_targets, others, rows, columns, d_bias)
                 if d_hidden is not None:

@@ -126,6 +126,14 @@ class Workspace:
         for part in slices(left.shape[1], depth):
             total.add_(torch.mm(left[:, part], right[part], out=out), alpha=sign)
 
+    def columns_of_weight(self) -> Tensor:
+        """Return a tile's columns of the head's weight, (v, H) in the accumulation dtype, with nothing in them.
+
+        One for all tiles: on a CPU fresh memory of that size costs more than what is computed in it.
+        """
+        weight = self.head.weight
+        return weight.new_empty(min(self.tiles.columns, weight.shape[0]), weight.shape[1], dtype=self.dtype)
+
     def targets(self, target: Tensor) -> RowTargets:
         """Return what is to be known of the targets of one tile of rows."""
         return RowTargets(target, self.tiles, self.head.weight.shape[0])

@@ -131,6 +131,7 @@ def tiny_model(folder: Path) -> Path:
         ("none", []),
         pytest.param("none", ["--policy", "full", "--loss", "kto"], marks=pytest.mark.soak),
         pytest.param("none", ["--policy", "full"], marks=pytest.mark.soak),
+        pytest.param("none", ["--trl-batch", "2"], marks=pytest.mark.soak),
         pytest.param("none", ["--loss", "kto", "--prompts", "long"], marks=pytest.mark.soak),
         pytest.param("complete", [], marks=pytest.mark.soak),
         pytest.param("training part", [], marks=pytest.mark.soak),
