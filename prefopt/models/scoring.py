@@ -22,7 +22,7 @@ from prefopt.records import Group, Pack
 Floats = NDArray[np.float64]
 
 BUDGETS = {"cpu": 2048}
-"""Tokens computed at once where nobody says how many: on a CPU what its caches hold, as much as a tenth faster."""
+"""Tokens computed at once where nobody says how many: on a CPU what its caches hold, a twentieth faster."""
 DEFAULT_BUDGET = 8192
 """The same anywhere else."""
 _SHARE = 512
