@@ -21,10 +21,10 @@ from prefopt.records import Group, Pack
 
 Floats = NDArray[np.float64]
 
-BUDGETS = {"cpu": 2048}
-"""Tokens computed at once where nobody says how many: on a CPU what its caches hold, a twentieth faster."""
 DEFAULT_BUDGET = 8192
-"""The same anywhere else."""
+"""Tokens computed at once where nobody says how many."""
+CPU_BUDGET = 2048
+"""The same on a CPU, whose caches hold the activations of so many: a twentieth faster."""
 _SHARE = 512
 """Tokens of a group (twice its prompt, if that is more) up to which completions share one prompt's computation: more
 would save little of the prompt and let the attention inside a group grow."""
@@ -34,7 +34,7 @@ def fitting_budget(token_budget: int | None, policy: PackedModel, groups: Sequen
     """Return the budget, or for None what suits the device: at least the longest group, which then isn't split."""
     if token_budget is not None:
         return token_budget
-    suits = BUDGETS.get(policy.head_weight.device.type, DEFAULT_BUDGET)
+    suits = CPU_BUDGET if policy.head_weight.device.type == "cpu" else DEFAULT_BUDGET
     return max(suits, min(DEFAULT_BUDGET, max((group.tokens for group in groups), default=0)))
 
 
