@@ -15,18 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-# `kernels.py` beside this file would shadow Hugging Face's package of that name.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-import torch  # noqa: E402  (after the path above)
-from torch import Tensor  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from prefopt.kernels.attention import shared_prompt_attention  # noqa: E402
-from prefopt.records import Layout  # noqa: E402
+from prefopt.kernels.attention import shared_prompt_attention
+from prefopt.records import Layout
 
 Shape = Sequence[tuple[int, Sequence[int]]]
 

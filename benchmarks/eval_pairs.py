@@ -23,13 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
-sys.path.append(str(HERE))
-
-import torch  # noqa: E402
-from paired import workload  # noqa: E402
-from paired.prepare import find_model  # noqa: E402
+import torch
+from paired import workload
+from paired.prepare import find_model
 
 TOLERANCE = {"bfloat16": 0.3, "float32": 1e-3}
 """Nats for the square root of a completion's tokens; in bfloat16 0.17 was seen, the other side rounds its logits."""

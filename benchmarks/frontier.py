@@ -25,21 +25,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-# This folder's kernels.py would shadow Hugging Face's package `kernels`.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+import torch
+from rich.console import Console
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-
-from prefopt.demo.pairs import PROMPTS, load_sentences, make_pairs, write_rows  # noqa: E402
-from prefopt.demo.run import MODEL  # noqa: E402
-from prefopt.eval.frontier import Frontier, FrontierPoint  # noqa: E402
-from prefopt.recipe import Recipe  # noqa: E402
-from prefopt.rounds.loop import run_rounds  # noqa: E402
-from prefopt.rounds.recipe import RoundsRecipe  # noqa: E402
-from prefopt.train.callbacks import replace_text  # noqa: E402
-from prefopt.workflow import train_run  # noqa: E402
-from prefopt.workflow.frontier import FrontierOptions, frontier_of_runs  # noqa: E402
+from prefopt.demo.pairs import PROMPTS, load_sentences, make_pairs, write_rows
+from prefopt.demo.run import MODEL
+from prefopt.eval.frontier import Frontier, FrontierPoint
+from prefopt.recipe import Recipe
+from prefopt.rounds.loop import run_rounds
+from prefopt.rounds.recipe import RoundsRecipe
+from prefopt.train.callbacks import replace_text
+from prefopt.workflow import train_run
+from prefopt.workflow.frontier import FrontierOptions, frontier_of_runs
 
 LOSSES: dict[str, Any] = {
     "dpo-0.03": {"name": "dpo", "beta": 0.03},

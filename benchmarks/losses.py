@@ -20,18 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-# This folder's kernels.py would shadow Hugging Face's package `kernels`.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+import torch
 
-import torch  # noqa: E402
-
-from prefopt import PreferenceTrainer, load_policy, load_preferences, losses  # noqa: E402
-from prefopt.demo.pairs import load_sentences, make_pairs  # noqa: E402
-from prefopt.demo.run import MODEL  # noqa: E402
-from prefopt.eval import evaluate_pairs  # noqa: E402
-from prefopt.models.packed import PackedModel  # noqa: E402
-from prefopt.models.references import build_reference  # noqa: E402
-from prefopt.train.arguments import PreferenceArguments  # noqa: E402
+from prefopt import PreferenceTrainer, load_policy, load_preferences, losses
+from prefopt.demo.pairs import load_sentences, make_pairs
+from prefopt.demo.run import MODEL
+from prefopt.eval import evaluate_pairs
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import build_reference
+from prefopt.train.arguments import PreferenceArguments
 
 LOSSES = ("dpo", "ipo", "kto", "simpo", "orpo", "apo_zero")
 

@@ -15,14 +15,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-# This folder's kernels.py would shadow Hugging Face's package `kernels`.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+import torch
 
-import torch  # noqa: E402
-
-from prefopt.kernels import policy_reference_logprobs, sequence_logprobs  # noqa: E402
+from prefopt.kernels import policy_reference_logprobs, sequence_logprobs
 
 
 def contenders(tokens: int, hidden: int, vocabulary: int, device: str) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -11,6 +11,7 @@ program held, not what its allocator kept.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -80,7 +81,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--predict"]:
         print(json.dumps(predicted(sys.argv[2], sys.argv[3], tuple(sys.argv[4:]))))
         return
-    wanted = sys.argv[1:] or list(RECIPES)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", nargs="*", metavar="NAME", help=f"some of: {'; '.join(RECIPES)} (default: all)")
+    wanted = parser.parse_args().recipe or list(RECIPES)
+    if unknown := sorted({*wanted} - {*RECIPES}):
+        parser.error(f"no recipe is called {unknown[0]!r}; there are: {'; '.join(RECIPES)}")
     print(f"| recipe | predicted MiB | measured MiB | ratio |\n{'| --- ' * 4}|")
     with tempfile.TemporaryDirectory() as scratch:
         for name in wanted:

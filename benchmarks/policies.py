@@ -14,27 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from paired import workload
+from paired.prepare import find_model
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
-sys.path.append(str(HERE))  # the parts lie beside this file, however it is started
-
-from paired import workload  # noqa: E402  (after the path above)
-from paired.prepare import find_model  # noqa: E402
-
-from prefopt.data import StepPlan, build_packs, load_preferences  # noqa: E402
-from prefopt.losses import build  # noqa: E402
-from prefopt.models import PackedModel, build_reference, load_policy  # noqa: E402
-from prefopt.records import Pack  # noqa: E402
-from prefopt.train.step import run_step  # noqa: E402
+from prefopt.data import StepPlan, build_packs, load_preferences
+from prefopt.losses import build
+from prefopt.models import PackedModel, build_reference, load_policy
+from prefopt.records import Pack
+from prefopt.train.step import run_step
 
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},

@@ -15,26 +15,21 @@ import argparse
 import json
 import statistics
 import struct
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
-sys.path.append(str(HERE))
+import torch
+from paired import workload
+from paired.prepare import find_model
 
-import torch  # noqa: E402
-from paired import workload  # noqa: E402
-from paired.prepare import find_model  # noqa: E402
-
-from prefopt.data import PreferenceData, StepPlan, build_packs, load_preferences  # noqa: E402
-from prefopt.losses import build  # noqa: E402
-from prefopt.models import load_policy  # noqa: E402
-from prefopt.models.packed import PackedModel  # noqa: E402
-from prefopt.models.references import CachedReference, Reference, Store, build_reference  # noqa: E402
-from prefopt.models.references.store import ReferenceRow, Value  # noqa: E402
-from prefopt.train.step import run_step  # noqa: E402
+from prefopt.data import PreferenceData, StepPlan, build_packs, load_preferences
+from prefopt.losses import build
+from prefopt.models import load_policy
+from prefopt.models.packed import PackedModel
+from prefopt.models.references import CachedReference, Reference, Store, build_reference
+from prefopt.models.references.store import ReferenceRow, Value
+from prefopt.train.step import run_step
 
 
 def read_pairs(tokenizer: object, count: int, folder: Path) -> PreferenceData:

@@ -10,27 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import torch
+from paired import workload
+from paired.measure import start_adapter
+from paired.prepare import find_model
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
-sys.path.append(str(HERE))  # the parts lie beside this file, however it is started
-
-from paired import workload  # noqa: E402  (after the path above)
-from paired.measure import start_adapter  # noqa: E402
-from paired.prepare import find_model  # noqa: E402
-
-from prefopt.data import StepPlan, build_packs, load_preferences  # noqa: E402
-from prefopt.models import load_policy  # noqa: E402
-from prefopt.models.packed import PackedModel  # noqa: E402
-from prefopt.records import Pack  # noqa: E402
+from prefopt.data import StepPlan, build_packs, load_preferences
+from prefopt.models import load_policy
+from prefopt.models.packed import PackedModel
+from prefopt.records import Pack
 
 
 def packs_of(rows: list[dict[str, str]], tokenizer: object) -> list[Pack]:

@@ -21,16 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# This folder's kernels.py would shadow Hugging Face's package `kernels`.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+from rich.console import Console
 
-from rich.console import Console  # noqa: E402
-
-from prefopt.errors import PrefoptError  # noqa: E402
-from prefopt.rounds.evaluating import METRICS  # noqa: E402
-from prefopt.rounds.files import read_json, write_text  # noqa: E402
-from prefopt.rounds.loop import run_rounds  # noqa: E402
-from prefopt.rounds.recipe import RoundsRecipe, load_rounds  # noqa: E402
+from prefopt.errors import PrefoptError
+from prefopt.rounds.evaluating import METRICS
+from prefopt.rounds.files import read_json, write_text
+from prefopt.rounds.loop import run_rounds
+from prefopt.rounds.recipe import RoundsRecipe, load_rounds
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHOTS = 4

@@ -17,22 +17,16 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from paired.prepare import find_model
 from transformers import GenerationConfig
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]  # its kernels.py shadows another
-sys.path.append(str(HERE))  # the parts lie beside this file, however it is started
-
-from paired.prepare import find_model  # noqa: E402  (after the path above)
-
-from prefopt.models import PackedModel, load_policy  # noqa: E402
-from prefopt.sampling.draw import Sampler  # noqa: E402
-from prefopt.sampling.engine import Drawn, Judge  # noqa: E402
-from prefopt.sampling.generation import sample_ids  # noqa: E402
+from prefopt.models import PackedModel, load_policy
+from prefopt.sampling.draw import Sampler
+from prefopt.sampling.engine import Drawn, Judge
+from prefopt.sampling.generation import sample_ids
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# The parts lie beside this file; so does kernels.py, which would shadow Hugging Face's package `kernels`.
-sys.path[:] = [*(entry for entry in sys.path if Path(entry or ".").resolve() != HERE), str(HERE)]
-
-import torch  # noqa: E402
-from paired import cells, workload  # noqa: E402
-from paired.measure import Clock, Job  # noqa: E402
-from paired.our_side import build_trainer  # noqa: E402
-from paired.prepare import prepare  # noqa: E402
+import torch
+from paired import cells, workload
+from paired.measure import Clock, Job
+from paired.our_side import build_trainer
+from paired.prepare import prepare
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
 BATCHED = ("aten::bmm", "aten::baddbmm")

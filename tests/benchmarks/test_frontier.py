@@ -1,25 +1,18 @@
 """The sentiment experiment: runs are trained once, measured together and told. Nothing about what came out."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "frontier.py"
+from benchmarks import frontier
 
 
 @pytest.mark.soak
-def test_runs_are_trained_once_and_stand_in_one_table(tmp_path, tiny_model, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_frontier", BENCHMARK)
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr("sys.path", [*sys.path])  # which it changes
-    spec.loader.exec_module(benchmark)
+def test_runs_are_trained_once_and_stand_in_one_table(tmp_path, tiny_model, capsys):
     common = ["--out", str(tmp_path), "--model", str(tiny_model), "--steps", "2", "--pairs", "2", "--prompts", "3",
               "--samples", "2", "--new-tokens", "5", "--rounds", "1", "--round-prompts", "4", "--round-samples", "8",
               "--round-epochs", "1", "--threads", "1", "--max-length", "400"]  # fmt: skip
-    assert benchmark.main([*common, "--only", "dpo-1", "--only", "raft", "--only", "kto"]) == 0
+    assert frontier.main([*common, "--only", "dpo-1", "--only", "raft", "--only", "kto"]) == 0
     printed = capsys.readouterr().out.splitlines()
     held = json.loads((tmp_path / "frontier.json").read_text())
     assert [point["label"] for point in held["points"]] == [
@@ -31,7 +24,7 @@ def test_runs_are_trained_once_and_stand_in_one_table(tmp_path, tiny_model, monk
     assert (tmp_path / "frontier.md").read_text().count("\n| ") == 1 + 6
 
     before = (tmp_path / "runs" / "dpo-1" / "metrics.jsonl").stat().st_mtime_ns
-    assert benchmark.main([*common, "--only", "dpo-1", "--only", "sft"]) == 0
+    assert frontier.main([*common, "--only", "dpo-1", "--only", "sft"]) == 0
     assert (tmp_path / "runs" / "dpo-1" / "metrics.jsonl").stat().st_mtime_ns == before
     again = json.loads((tmp_path / "frontier.json").read_text())["points"]
     assert len(again) == 8

@@ -1,6 +1,5 @@
 """The benchmark's own parts: its workload, its counting, and one tiny run of both sides. Nothing about time."""
 
-import importlib
 import importlib.util
 import json
 import subprocess
@@ -11,15 +10,6 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _benchmarks_on_the_path():
-    before = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    importlib.import_module("paired")  # now: transformers may take the folder's kernels.py for a package, which takes
-    yield  # the folder out of the path again
-    sys.path[:] = before
 
 
 def test_rows_are_a_function_of_the_seed_and_have_the_stated_lengths():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -279,3 +284,36 @@ def test_the_section_refuses_what_cannot_be() -> None:
     for wrong in ({"token_budget": 0}, {"slice_edges": [1]}, {"slice_edges": [2, 1]}, {"slicey": "gap"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             EvalConfig.model_validate(wrong)
+
+
+_FREEING = """
+import resource
+import sys
+import torch
+from prefopt.models.scoring import _keep_freed_pages
+
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    _keep_freed_pages()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    blocks = [torch.zeros(1 << 20, dtype=torch.uint8) for _ in range(16)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc learns from the blocks that it frees")
+def test_the_memory_of_one_layer_serves_the_next() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    faults = {
+        kept: int(
+            subprocess.run(
+                [sys.executable, "-c", _FREEING, kept], env=environment, check=True, capture_output=True, text=True
+            ).stdout
+        )
+        for kept in ("kept", "given back")
+    }
+    pages = 16 * (1 << 20) // mmap.PAGESIZE
+    assert faults["kept"] < 2 * pages
+    assert faults["given back"] > 10 * pages

@@ -1,7 +1,7 @@
 """Compare ways to compute sequence log-probs and their gradient: time, peak memory, error, share of the bare products.
 
-    python benchmarks/kernels.py                                   # the CPU, or the GPU where there is one
-    python benchmarks/kernels.py --shape 512,640,262144 --plot kernels.png
+    python benchmarks/logprobs.py                                   # the CPU, or the GPU where there is one
+    python benchmarks/logprobs.py --shape 512,640,262144 --plot kernels.png
 
 Each contender runs in a process of its own, in turn. Its time is divided by that of the bare matrix products that it
 needs (one to score, two with the gradient of the hidden states), taken right before and right after it in the same
@@ -25,9 +25,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-# This file's folder would shadow Hugging Face's package `kernels` by this file's name.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 SHAPES = ("512,576,49152", "512,640,262144")
 """Completion tokens, hidden size, vocabulary: SmolLM2's head and Gemma 3 270M's."""
