@@ -17,6 +17,15 @@ def report(
         Path | None,
         typer.Option(help="The file to write, instead of report.html in the run (of several: beside the first)."),
     ] = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Show what prefopt eval wrote elsewhere (its --out) too: a file, or a frontier's folder. Again for "
+            "more; several runs take frontiers alone.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write what runs came to as one HTML file that needs no network: verdict, curves, measures, samples, cost.
 
@@ -27,7 +36,8 @@ def report(
 
     - `prefopt report runs/mine`
     - `prefopt report runs/dpo runs/ipo runs/simpo --out compared.html`
+    - `prefopt report runs/beta-1 runs/beta-2 --measured frontier`
     """
     from prefopt.report import write_reports
 
-    typer.echo(write_reports(runs, out))
+    typer.echo(write_reports(runs, out, measured or ()))

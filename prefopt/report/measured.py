@@ -1,14 +1,19 @@
-"""What `prefopt eval` left in a run's `eval/`: a section for each kind of file, from whichever are there."""
+"""What `prefopt eval` measured of a run: a section for each kind of file, from whichever are there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from prefopt.errors import RunError
 from prefopt.report.calibration import calibration_figure
 from prefopt.report.compared import compare_section, harness_section, last_name, text_section
 from prefopt.report.frontier import frontier_section
 from prefopt.report.read import Json, RunFiles
+from prefopt.report.rounds_read import RoundsFiles
 from prefopt.report.sections import Section, TablePart, section_id
 from prefopt.report.tables import Cell, Line, measures, plain
 from prefopt.report.words import NONE, interval, is_number, number, percent, percent_interval, plural
@@ -16,7 +21,7 @@ from prefopt.report.words import NONE, interval, is_number, number, percent, per
 Measure = Mapping[str, Any]
 
 
-def measured_sections(run: RunFiles) -> tuple[list[Section], list[str]]:
+def measured_sections(run: RunFiles | RoundsFiles) -> tuple[list[Section], list[str]]:
     """Return the sections of a run's further evaluations, and a sentence for each file that holds something else."""
     made: list[Section] = []
     problems: list[str] = []
@@ -31,6 +36,41 @@ def measured_sections(run: RunFiles) -> tuple[list[Section], list[str]]:
     kinds = list(_KINDS)
     made.sort(key=lambda one: kinds.index(one.id.partition("--")[0]))
     return made, problems
+
+
+def with_measured(evals: Mapping[str, Json], paths: Iterable[Path], *, several: bool = False) -> dict[str, Json]:
+    """Return a run's evaluations and behind them those that `prefopt eval` wrote elsewhere, each by a name of its own.
+
+    Args:
+        evals: what stands in the run.
+        paths: files of `prefopt eval`, or folders of a frontier.
+        several: for a page of several runs, which has a place for frontiers alone.
+
+    Raises:
+        RunError: one can't be read, is not what an evaluation writes, or has no place on the page.
+    """
+    found = dict(evals)
+    for path in paths:
+        file = path / "frontier.json" if path.is_dir() else path
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(
+                f"{file} can't be read ({error.strerror}): name a file of `prefopt eval`, or a frontier's folder."
+            ) from error
+        except ValueError as error:
+            raise RunError(f"{file} is no JSON: name a file that `prefopt eval` wrote.") from error
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in _KINDS:
+            raise RunError(f"{file} is not what `prefopt eval` writes: its kind is none of {', '.join(_KINDS)}.")
+        if several and kind != "frontier":
+            raise RunError(
+                f"{file} is of kind {kind}, but a page of several runs shows frontiers alone: "
+                "report the run that it measured by itself."
+            )
+        names = itertools.chain([file.stem], (f"{file.stem}-{number_of}" for number_of in itertools.count(2)))
+        found[next(name for name in names if name not in found)] = value
+    return found
 
 
 def _winrate(stem: str, found: Json) -> Section:

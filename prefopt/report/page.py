@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from prefopt.report import figures, tables
 from prefopt.report.bins import bin_sections
 from prefopt.report.cost import train_cost
 from prefopt.report.document import render_page, write_page
-from prefopt.report.measured import measured_sections
+from prefopt.report.measured import measured_sections, with_measured
 from prefopt.report.pairs import pair_figures
 from prefopt.report.read import RunFiles, read_run
 from prefopt.report.rounds_page import render_rounds
-from prefopt.report.rounds_read import is_rounds, read_rounds
+from prefopt.report.rounds_read import RoundsFiles, is_rounds, read_rounds
 from prefopt.report.samples import is_shaded, kinds_of, run_samples, text_of
 from prefopt.report.several import render_several
 from prefopt.report.verdict import judge, names_held_out
@@ -36,23 +37,30 @@ def write_report(run: Path) -> Path:
     return write_reports([Path(run)])
 
 
-def write_reports(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_reports(runs: Sequence[Path], out: Path | None = None, measured: Sequence[Path] = ()) -> Path:
     """Write one page of one run, or of several over one another, and return its path.
 
     Args:
         runs: run directories, of training or of rounds; one that is named twice counts once.
         out: the file to write; None writes `report.html` into the one run, or beside the first of several.
+        measured: files that `prefopt eval` wrote elsewhere, or folders of a frontier; of several runs only frontiers
+            are shown.
 
     Raises:
-        RunError: a directory is no run, or the page can't be written.
+        RunError: a directory is no run, a file no measurement, or the page can't be written.
     """
     paths = each_once([Path(run) for run in runs])
-    if len(paths) == 1:
-        [run] = paths
-        page = render_rounds(read_rounds(run)) if is_rounds(run) else render(read_run(run))
-        return write_page(out or run / REPORT, page)
-    found = [read_rounds(run) if is_rounds(run) else read_run(run) for run in paths]
-    return write_page(out or paths[0].parent / REPORT, render_several(found))
+    found = [_read(run) for run in paths]
+    found[0] = replace(found[0], evals=with_measured(found[0].evals, measured, several=len(paths) > 1))
+    if len(paths) > 1:
+        return write_page(out or paths[0].parent / REPORT, render_several(found))
+    [run] = found
+    page = render_rounds(run) if isinstance(run, RoundsFiles) else render(run)
+    return write_page(out or paths[0] / REPORT, page)
+
+
+def _read(run: Path) -> RunFiles | RoundsFiles:
+    return read_rounds(run) if is_rounds(run) else read_run(run)
 
 
 def report_softly(run: Path) -> tuple[Path | None, str | None]:

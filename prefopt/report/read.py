@@ -96,7 +96,7 @@ def read_run(run: Path) -> RunFiles:
         before=before,
         after=after,
         further=_further(run / "eval", problems),
-        evals=_evals(run / "eval", problems),
+        evals=read_evals(run / "eval", problems),
         samples=tuple(s for s in samples if isinstance(s, dict)) if isinstance(samples, list) else (),
         during=tuple(_lines(run / "samples_during.jsonl", problems)),
         alarms=tuple(_lines(run / "alarms.jsonl", problems)),
@@ -119,8 +119,8 @@ def _further(folder: Path, problems: list[str]) -> tuple[Evaluations, ...]:
     return tuple(one for one in found if one.before or one.after)
 
 
-def _evals(folder: Path, problems: list[str]) -> dict[str, Json]:
-    """Return every other object of the folder that says what kind it is."""
+def read_evals(folder: Path, problems: list[str]) -> dict[str, Json]:
+    """Return every object of a run's `eval/` that says what kind it is, by its file's stem."""
     stems = [path.stem for path in sorted(folder.glob("*.json")) if not re.search(r"(^|_)(before|after)$", path.stem)]
     found = {stem: _object(folder / f"{stem}.json", problems) for stem in stems}
     return {stem: one for stem, one in found.items() if one is not None and isinstance(one.get("kind"), str)}

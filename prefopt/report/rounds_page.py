@@ -9,6 +9,7 @@ from prefopt.eval.intervals import Mean, mean
 from prefopt.report import tables
 from prefopt.report.cost import rounds_cost
 from prefopt.report.document import render_page
+from prefopt.report.measured import measured_sections
 from prefopt.report.read import Json
 from prefopt.report.rounds_figures import rounds_figures, rounds_training
 from prefopt.report.rounds_read import RoundsFiles, Sampled
@@ -24,6 +25,7 @@ Measure = Mapping[str, Any]
 
 def render_rounds(run: RoundsFiles) -> str:
     """Return the page. All text that comes from a model, a data set or a recipe is escaped by the template."""
+    measured, problems = measured_sections(run)
     samples = _samples(run)
     environment = next((found.environment for _, found in run.training[::-1] if found.environment), None)
     return render_page(
@@ -32,11 +34,12 @@ def render_rounds(run: RoundsFiles) -> str:
         name=run.path.resolve().name,
         facts=_facts(run),
         verdict=judge_rounds(run),
-        problems=[*run.problems, *run.status.notes],
+        problems=[*run.problems, *problems, *run.status.notes],
         finished=is_whole(run),
         nav=[
             ("rounds", "Rounds"),
             ("training", "Training"),
+            *((part.id, part.short) for part in measured),
             ("samples", "Samples"),
             ("cost", "Cost"),
             ("recipe", "Recipe"),
@@ -45,6 +48,7 @@ def render_rounds(run: RoundsFiles) -> str:
         curves=rounds_figures({run.path.name: run}),
         tables=[part for part in (held_out_table(run), made_table(run)) if part.lines],
         training=rounds_training(run),
+        measured=measured,
         samples=samples,
         kinds=kinds_of(samples),
         cost=rounds_cost(run.seconds, sum(one.tokens or 0 for one in run.status.rounds), _memory(run)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RunError
-from prefopt.report.read import Json, RunFiles, parsed_recipe, read_run, text_file
+from prefopt.report.read import Json, RunFiles, parsed_recipe, read_evals, read_run, text_file
 from prefopt.rounds.events import FILE, read_events
 from prefopt.rounds.stage import read_manifest
 from prefopt.rounds.status import RoundStatus, RunStatus, rounds_status
@@ -58,6 +58,8 @@ class RoundsFiles:
     """(round, its training) of every round that trained."""
     seconds: Mapping[str, float]
     """Stage -> seconds, of all rounds and starts."""
+    evals: Mapping[str, Json]
+    """What `prefopt eval` measured of it, by the name of its file in `eval/`; each says its `kind`."""
     problems: tuple[str, ...] = field(default=())
 
     @property
@@ -111,6 +113,7 @@ def read_rounds(run: Path) -> RoundsFiles:
         prompts=_prompts(run, recipe, folders, scored, problems),
         training=tuple(training),
         seconds=seconds,
+        evals=read_evals(run / "eval", problems),
         problems=tuple(dict.fromkeys(problems)),
     )
 

@@ -53,7 +53,7 @@ def render_several(runs: Sequence[AnyRun]) -> str:
     curves = over_steps(
         {name: run.metrics for name, run in trained.items()}, {name: run.held_out for name, run in trained.items()}, at
     )
-    frontier = _frontier(trained)
+    frontier = _frontier(named)
     return render_page(
         "several_page.html.j2",
         scripted=True,
@@ -269,7 +269,7 @@ def _rounds_row(at: int, name: str, run: RoundsFiles) -> Row:
     return Row(at, name, _colour(at), note if is_whole(run) else f"not finished; {note}", cells)
 
 
-def _frontier(runs: Mapping[str, RunFiles]) -> list[Any]:
+def _frontier(runs: Mapping[str, AnyRun]) -> list[Any]:
     points: dict[Any, Json] = {}
     for run in runs.values():
         for found in run.evals.values():

@@ -175,6 +175,43 @@ def test_what_the_commands_compute_is_drawn(run: Path) -> None:
     assert "1 of 447 published" in page
 
 
+def test_what_was_measured_elsewhere_is_shown_where_it_is_named(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    rounds = write_rounds(tmp_path / "rounds")
+    written = write_evals(shutil.copytree(run, tmp_path / "elsewhere")) / "eval"
+    folder = tmp_path / "frontier"
+    folder.mkdir()
+    shutil.copy(written / "frontier.json", folder)
+    best = "No other gives more reward at less divergence than dpo 0.1, dpo 1."
+    for alone in (run, rounds):
+        assert best not in text_of(write_reports([alone], tmp_path / "page.html"))
+        page = text_of(write_reports([alone], tmp_path / "page.html", [folder, written / "winrate.json"]))
+        assert best in page
+        assert "dpo is better than sft" in page
+    for several in ([run, other], [rounds, run]):
+        assert "Frontier" not in text_of(write_reports(several, tmp_path / "page.html"))
+        assert "Frontier" in text_of(write_reports(several, tmp_path / "page.html", [folder]))
+
+    twice = text_of(write_reports([run], tmp_path / "page.html", [folder, folder]))
+    assert twice.count(best) == 2
+    with pytest.raises(RunError, match=r"winrate\.json is of kind winrate, but a page of several runs shows frontiers"):
+        write_reports([run, other], tmp_path / "page.html", [written / "winrate.json"])
+    with pytest.raises(RunError, match="its kind is none of pairs, compare, winrate"):
+        write_reports([run], tmp_path / "page.html", [run / "eval" / "after.json"])
+    with pytest.raises(RunError, match=r"nowhere can't be read \(No such file or directory\): name a file"):
+        write_reports([run], tmp_path / "page.html", [tmp_path / "nowhere"])
+
+
+def test_what_was_measured_of_rounds_stands_on_their_page(run: Path, tmp_path: Path) -> None:
+    rounds = write_rounds(tmp_path / "rounds")
+    (rounds / "eval").mkdir()
+    for name in ("frontier", "rewardbench"):
+        shutil.copy(write_evals(run) / "eval" / f"{name}.json", rounds / "eval")
+    page = text_of(write_report(rounds))
+    assert "No other gives more reward at less divergence than dpo 0.1, dpo 1." in page
+    assert "It prefers the chosen answer in 73.0 % of RewardBench" in page
+
+
 def test_a_recipe_without_held_out_pairs_promises_no_measurement(tmp_path: Path) -> None:
     going = write_run(tmp_path / "going", steps=17, finished=False)
     shutil.rmtree(going / "eval")
