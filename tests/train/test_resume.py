@@ -165,7 +165,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     kills, ranks = 0, ranks_of(kind)
     while kill(forks, recipe, ranks, 0, point, kills + 1):
         kills += 1
-        assert kills < 60
+        assert kills < 200, "a start reaches the point no more often than a whole run does"
     print(f"{kind}: {kills} kills at '{point}'")
     assert kills >= 3
     assert weights(whole.parent / name) == weights(whole)
