@@ -19,6 +19,8 @@ from prefopt.report.tables import Cell, Line, measures, plain
 from prefopt.report.words import NONE, interval, is_number, number, percent, percent_interval, plural
 
 Measure = Mapping[str, Any]
+_NOT_OF_ITS_KIND = (TypeError, KeyError, ValueError, AttributeError, IndexError)
+"""What a section raises when the file holds something else than its kind says."""
 
 
 def measured_sections(run: RunFiles | RoundsFiles) -> tuple[list[Section], list[str]]:
@@ -31,7 +33,7 @@ def measured_sections(run: RunFiles | RoundsFiles) -> tuple[list[Section], list[
             continue
         try:
             made.append(maker(stem, found))
-        except (TypeError, KeyError, ValueError, AttributeError, IndexError):
+        except _NOT_OF_ITS_KIND:
             problems.append(f"eval/{stem}.json holds something else than its kind says and is left out.")
     kinds = list(_KINDS)
     made.sort(key=lambda one: kinds.index(one.id.partition("--")[0]))
@@ -60,7 +62,7 @@ def with_measured(evals: Mapping[str, Json], paths: Iterable[Path], *, several: 
             ) from error
         except ValueError as error:
             raise RunError(f"{file} is no JSON: name a file that `prefopt eval` wrote.") from error
-        kind = value.get("kind") if isinstance(value, dict) else None
+        kind = str(value.get("kind")) if isinstance(value, dict) else ""
         if kind not in _KINDS:
             raise RunError(f"{file} is not what `prefopt eval` writes: its kind is none of {', '.join(_KINDS)}.")
         if several and kind != "frontier":
@@ -68,6 +70,10 @@ def with_measured(evals: Mapping[str, Json], paths: Iterable[Path], *, several: 
                 f"{file} is of kind {kind}, but a page of several runs shows frontiers alone: "
                 "report the run that it measured by itself."
             )
+        try:
+            _KINDS[kind](file.stem, value)
+        except _NOT_OF_ITS_KIND as error:
+            raise RunError(f"{file} holds something else than its kind, {kind}, says: measure it again.") from error
         names = itertools.chain([file.stem], (f"{file.stem}-{number_of}" for number_of in itertools.count(2)))
         found[next(name for name in names if name not in found)] = value
     return found

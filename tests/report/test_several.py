@@ -198,6 +198,10 @@ def test_what_was_measured_elsewhere_is_shown_where_it_is_named(run: Path, tmp_p
         write_reports([run, other], tmp_path / "page.html", [written / "winrate.json"])
     with pytest.raises(RunError, match="its kind is none of pairs, compare, winrate"):
         write_reports([run], tmp_path / "page.html", [run / "eval" / "after.json"])
+    (tmp_path / "broken.json").write_text('{"kind": "frontier", "points": [1]}')
+    for runs in ([run], [run, other]):
+        with pytest.raises(RunError, match="holds something else than its kind, frontier, says"):
+            write_reports(runs, tmp_path / "page.html", [tmp_path / "broken.json"])
     with pytest.raises(RunError, match=r"nowhere can't be read \(No such file or directory\): name a file"):
         write_reports([run], tmp_path / "page.html", [tmp_path / "nowhere"])
 
