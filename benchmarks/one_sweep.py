@@ -13,10 +13,10 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from logprobs import seconds
 
 from prefopt.kernels import policy_reference_logprobs, sequence_logprobs
 
@@ -39,16 +39,6 @@ def contenders(tokens: int, hidden: int, vocabulary: int, device: str) -> tuple[
         sequence_logprobs(policy, weight, target, segment, 1).sum().backward()
 
     return together, apart
-
-
-def seconds(run: Callable[[], None], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def main(arguments: list[str] | None = None) -> int:
