@@ -17,7 +17,7 @@ Point = Mapping[str, Any]
 
 def frontier_section(stem: str, found: Json) -> Section:
     """Return the section of a frontier.json. Raises KeyError or TypeError for what is none."""
-    points = [point for point in found["points"] if _known(point["reward"]) and _known(point["kl"])]
+    points = known_points(found)
     best = [point for point in points if point.get("dominating")]
     names = ", ".join(str(point["label"]) for point in best)
     lead = f"{plural(len(points), 'point')}, samples scored by {plain(found.get('scorer'))}."
@@ -58,6 +58,11 @@ def frontier_section(stem: str, found: Json) -> Section:
         figures=(frontier_figure(stem, points),) if points else (),
         notes=tuple(notes),
     )
+
+
+def known_points(found: Json) -> list[Json]:
+    """Return the points of a frontier.json whose two numbers are known. Raises as `frontier_section`."""
+    return [point for point in found["points"] if _known(point["reward"]) and _known(point["kl"])]
 
 
 def frontier_figure(name: str, points: Sequence[Point]) -> Drawing:

@@ -11,7 +11,7 @@ from typing import Any
 from prefopt.errors import RunError
 from prefopt.report.calibration import calibration_figure
 from prefopt.report.compared import compare_section, harness_section, last_name, text_section
-from prefopt.report.frontier import frontier_section
+from prefopt.report.frontier import frontier_section, known_points
 from prefopt.report.read import Json, RunFiles
 from prefopt.report.rounds_read import RoundsFiles
 from prefopt.report.sections import Section, TablePart, section_id
@@ -21,6 +21,7 @@ from prefopt.report.words import NONE, interval, is_number, number, percent, per
 Measure = Mapping[str, Any]
 _NOT_OF_ITS_KIND = (TypeError, KeyError, ValueError, AttributeError, IndexError)
 """What a section raises when the file holds something else than its kind says."""
+_LEFT_OUT = "eval/{}.json holds something else than its kind says and is left out."
 
 
 def measured_sections(run: RunFiles | RoundsFiles) -> tuple[list[Section], list[str]]:
@@ -34,10 +35,26 @@ def measured_sections(run: RunFiles | RoundsFiles) -> tuple[list[Section], list[
         try:
             made.append(maker(stem, found))
         except _NOT_OF_ITS_KIND:
-            problems.append(f"eval/{stem}.json holds something else than its kind says and is left out.")
+            problems.append(_LEFT_OUT.format(stem))
     kinds = list(_KINDS)
     made.sort(key=lambda one: kinds.index(one.id.partition("--")[0]))
     return made, problems
+
+
+def frontiers(run: RunFiles | RoundsFiles) -> tuple[list[Json], list[str]]:
+    """Return the points of a run's frontiers, and a sentence for each file of one that holds something else."""
+    points: list[Json] = []
+    problems: list[str] = []
+    for stem, found in run.evals.items():
+        if found.get("kind") != "frontier":
+            continue
+        try:
+            frontier_section(stem, found)
+        except _NOT_OF_ITS_KIND:
+            problems.append(_LEFT_OUT.format(stem))
+        else:
+            points += known_points(found)
+    return points, problems
 
 
 def with_measured(evals: Mapping[str, Json], paths: Iterable[Path], *, several: bool = False) -> dict[str, Json]:

@@ -13,6 +13,7 @@ from prefopt.eval.intervals import Mean, mean
 from prefopt.report import tables
 from prefopt.report.document import render_page
 from prefopt.report.frontier import frontier_figure
+from prefopt.report.measured import frontiers
 from prefopt.report.overlay import over_steps
 from prefopt.report.pairs import column
 from prefopt.report.read import Json, RunFiles
@@ -53,14 +54,14 @@ def render_several(runs: Sequence[AnyRun]) -> str:
     curves = over_steps(
         {name: run.metrics for name, run in trained.items()}, {name: run.held_out for name, run in trained.items()}, at
     )
-    frontier = _frontier(named)
+    frontier, left_out = _frontier(named)
     return render_page(
         "several_page.html.j2",
         scripted=True,
         names=[(at[name], name, _colour(at[name])) for name in named],
         heading=f"{plural(len(named), 'run')}, side by side",
         verdict=_verdict(trained, rounds),
-        problems=[f"{name}: {problem}" for name, run in named.items() for problem in run.problems],
+        problems=[*(f"{name}: {problem}" for name, run in named.items() for problem in run.problems), *left_out],
         nav=[
             ("runs", "Runs"),
             *((("training", "Training"),) if trained else ()),
@@ -269,16 +270,15 @@ def _rounds_row(at: int, name: str, run: RoundsFiles) -> Row:
     return Row(at, name, _colour(at), note if is_whole(run) else f"not finished; {note}", cells)
 
 
-def _frontier(runs: Mapping[str, AnyRun]) -> list[Any]:
+def _frontier(runs: Mapping[str, AnyRun]) -> tuple[list[Any], list[str]]:
+    """Return the figure of all runs' frontiers, and a sentence for each that could not be read."""
     points: dict[Any, Json] = {}
-    for run in runs.values():
-        for found in run.evals.values():
-            for point in found.get("points") or () if found.get("kind") == "frontier" else ():
-                points[(point.get("run"), point.get("step"), point.get("label"))] = point
-    try:
-        return [frontier_figure("runs", list(points.values()))] if points else []
-    except (TypeError, KeyError, AttributeError):
-        return []
+    problems: list[str] = []
+    for name, run in runs.items():
+        own, left_out = frontiers(run)
+        points |= {(point.get("run"), point.get("step"), point.get("label")): point for point in own}
+        problems += [f"{name}: {problem}" for problem in left_out]
+    return [frontier_figure("runs", list(points.values()))] if points else [], problems
 
 
 def _samples(runs: Mapping[str, RunFiles]) -> list[Sample]:

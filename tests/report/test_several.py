@@ -206,6 +206,15 @@ def test_what_was_measured_elsewhere_is_shown_where_it_is_named(run: Path, tmp_p
         write_reports([run], tmp_path / "page.html", [tmp_path / "nowhere"])
 
 
+def test_a_broken_frontier_is_named_and_the_other_runs_is_drawn(run: Path, tmp_path: Path) -> None:
+    other = write_evals(shutil.copytree(run, tmp_path / "other"))
+    (run / "eval" / "frontier.json").write_text('{"kind": "frontier", "points": [{"reward": 1}]}')
+    page = text_of(write_reports([run, other], tmp_path / "page.html"))
+    assert f"{run.name}: eval/frontier.json holds something else than its kind says and is left out." in page
+    assert "other: eval/frontier.json" not in page
+    assert "Frontier" in page
+
+
 def test_what_was_measured_of_rounds_stands_on_their_page(run: Path, tmp_path: Path) -> None:
     rounds = write_rounds(tmp_path / "rounds")
     (rounds / "eval").mkdir()
