@@ -47,7 +47,12 @@ def test_a_killed_loader_goes_on_to_the_token(tmp_path: Path, kind: str, workers
     print(f"kill seed {seed}")
     draw = random.Random(seed)
     out = tmp_path / "killed.jsonl"
-    assert start(kind, workers, out, point, str(draw.randint(2, 3) if workers else draw.randint(60, 240))) != 0
+    number = draw.randint(2, 3) if workers else draw.randint(60, 240)
+    while start(kind, workers, out, point, str(number)) == 0:  # on a busy machine no worker may come there so often
+        number -= 1
+        assert workers
+        assert number
+        out.unlink()
     start(kind, workers, out)
     assert lines_of(out) == whole(kind, tmp_path)
 
