@@ -86,6 +86,10 @@ class Layout:
         """T, the length of the row."""
         return self.groups[-1].stop if self.groups else 0
 
+    def without_ends(self) -> Layout:
+        """Return the layout without the completions' last tokens, whose states predict nothing."""
+        return Layout.of((group.prompt, tuple(n - 1 for n in group.completions if n > 1)) for group in self.groups)
+
     def attended(self, window: int | None = None) -> int:
         """Return how many keys all queries of the row look at together; with a window, each at no more than that."""
 

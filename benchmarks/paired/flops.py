@@ -1,7 +1,7 @@
 """What a step must compute, counted, and how fast this process multiplies matrices of those shapes.
 
-Only useful products are counted: nothing for recomputing, padding, casts or masked keys, so a step that wastes work
-gets no credit for it.
+Only useful products are counted: nothing for recomputing, padding, casts, masked keys or states that nobody reads, so a
+step that wastes work gets no credit for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
+from prefopt.models.narrowed import last_mlp, unread
 from prefopt.models.work import layer_windows
 from prefopt.records import Layout, Pack
 
@@ -52,15 +53,25 @@ class StepFlops:
 def attended(pack: Pack, window: int | None = None) -> int:
     """Count (query, key) pairs of a pack: causal inside a prompt, a completion sees its prompt and its own past."""
     rows = () if pack.mask is None else pack.mask.sum(1).tolist()
-    layout = pack.layout or Layout.of((length, ()) for length in rows)
+    layout = Layout.of((length, ()) for length in rows) if pack.layout is None else pack.layout.without_ends()
     return layout.attended(window)
+
+
+def needed(model: nn.Module, pack: Pack) -> Callable[[nn.Module], int]:
+    """Return a function that tells how many of the pack's tokens a linear layer of the model must compute."""
+    if pack.layout is None:
+        tokens = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum())
+        return lambda layer: tokens
+    layout, last = pack.layout.without_ends(), last_mlp(model)
+    behind = set() if last is None else set(last[1].modules())
+    return lambda layer: layout.tokens - (unread(layout) if layer in behind else 0)
 
 
 def count_full(model: nn.Module, pack: Pack, *, attention: int, head: Tensor, reference: bool) -> StepFlops:
     """Count one pack's forward and backward where all weights train: forward, the input's gradient, the weight's."""
-    tokens, scored = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum()), int(pack.target.numel())
+    rows_of, scored = needed(model, pack), int(pack.target.numel())
     base: Counter[Shape] = Counter()
-    layers = [(tokens, m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
+    layers = [(rows_of(m), m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
     for rows, weight in (*layers, (scored, head)):
         columns, inner = weight.shape
         base[Shape(rows, inner, columns)] += 2 if reference else 1
@@ -84,7 +95,7 @@ def count(model: nn.Module, pack: Pack, *, head: Tensor, attention: int, referen
         attention: what `attention_flops` says.
         reference: is the reference's pass part of the step?
     """
-    tokens = int(pack.tokens.numel() if pack.mask is None else pack.mask.sum())
+    rows_of = needed(model, pack)
     forwards = 2 if reference else 1
     base: Counter[Shape] = Counter()
     adapter = 0
@@ -92,6 +103,7 @@ def count(model: nn.Module, pack: Pack, *, head: Tensor, attention: int, referen
         if not isinstance(module, LoraLinear):
             continue
         first = ".layers.0." in name and name.rsplit(".", 1)[-1] in ("q_proj", "k_proj", "v_proj")
+        tokens = rows_of(module)
         inner, columns, rank = module.in_features, module.out_features, module.r["default"]
         base[Shape(tokens, inner, columns)] += forwards
         if not first:

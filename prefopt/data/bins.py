@@ -1,10 +1,13 @@
-"""Items of given sizes -> as few bins as can be: by two quick rules, and by exact search where these may be wrong."""
+"""Items of given sizes -> as few bins as can be: by two quick rules, and by exact search where these may be wrong.
+
+Or into bins of neighbours, where it matters what shares a bin: almost as few.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import numpy as np
 
@@ -13,6 +16,8 @@ FILLED = 256
 beyond, and the search would take seconds a look and a stack as deep as there are items."""
 NODES = 20_000
 """Places in the exact search that are looked at in all: at most some tenths of a second with `FILLED` items."""
+NEAR = 64
+"""Items among which `near_bins` chooses: with more, bins are no fuller and their items further apart."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,23 @@ def few_bins(sizes: Sequence[int], room: int, *, nodes: int = NODES) -> Bins:
     return Bins(sorted(sorted(own) for own in (*alone, *found)), fewest + len(alone))
 
 
+def near_bins(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Fill bins of `room` one by one with items that stand near each other, as full as those can make them.
+
+    Each is filled around the largest of the first `NEAR` items left. An item that has no room in any gets a bin of its
+    own. Deterministic.
+    """
+    bins: list[list[int]] = []
+    coming = iter(range(len(sizes)))
+    near = list(islice(coming, NEAR))
+    while near:
+        chosen = _fullest(sorted(near, key=lambda item: (-sizes[item], item)), sizes, room)
+        bins.append(sorted(chosen))
+        near = [item for item in near if item not in chosen]
+        near += islice(coming, len(chosen))
+    return bins
+
+
 def _first_fit(items: Sequence[int], sizes: Sequence[int], room: int) -> list[list[int]]:
     """Put each item, the largest first, into the first bin that has room for it."""
     bins: list[list[int]] = []
@@ -67,19 +89,25 @@ def _fullest_first(items: Sequence[int], sizes: Sequence[int], room: int) -> lis
     left = list(items)
     bins: list[list[int]] = []
     while left:
-        largest, *others = left
-        free = room - sizes[largest]
-        sums = [1]  # bit t: some of the items so far have t tokens together
-        for item in others:
-            sums.append((sums[-1] | (sums[-1] << sizes[item])) & ((2 << free) - 1))
-        target, chosen = sums[-1].bit_length() - 1, {largest}
-        for number in range(len(others), 0, -1):
-            if not sums[number - 1] >> target & 1:
-                chosen.add(others[number - 1])
-                target -= sizes[others[number - 1]]
+        chosen = _fullest(left, sizes, room)
         bins.append(sorted(chosen))
         left = [item for item in left if item not in chosen]
     return bins
+
+
+def _fullest(items: Sequence[int], sizes: Sequence[int], room: int) -> set[int]:
+    """Return the first of the items, and those of the others that fill what it leaves of `room` best."""
+    largest, *others = items
+    free = max(0, room - sizes[largest])
+    sums = [1]  # bit t: some of the items so far have t tokens together
+    for item in others:
+        sums.append((sums[-1] | (sums[-1] << sizes[item])) & ((2 << free) - 1))
+    target, chosen = sums[-1].bit_length() - 1, {largest}
+    for number in range(len(others), 0, -1):
+        if not sums[number - 1] >> target & 1:
+            chosen.add(others[number - 1])
+            target -= sizes[others[number - 1]]
+    return chosen
 
 
 class _Search:

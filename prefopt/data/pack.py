@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from prefopt.data.bins import few_bins
+from prefopt.data.bins import few_bins, near_bins
 from prefopt.data.dataset import PreferenceData
 from prefopt.data.layout import assemble
 from prefopt.errors import DataError
@@ -73,8 +73,17 @@ def plan_packs(
     shared: bool,
     one_row: bool = False,
     over_budget: OverBudget = "own_pack",
+    by_prompt: bool = False,
+    ends: bool = True,
 ) -> list[tuple[Part, ...]]:
     """Decide which groups go into which pack, as `build_packs` does; each inner tuple is one pack.
+
+    Args:
+        by_prompt: with shared prompts, groups whose prompts are of like length share a pack, and packs are full:
+            attention then pads less. It takes some packs more than the fewest where groups are few.
+        ends: with `by_prompt`, whether a completion's last token is computed too and counts.
+
+    The other arguments are those of `build_packs`.
 
     Raises:
         DataError: as `build_packs`.
@@ -95,8 +104,14 @@ def plan_packs(
         raise DataError(_too_long("An example", longest, token_budget))
     if one_row and not shared:
         return [(part,) for part in parts]
-    sizes = [part.group.tokens for part in parts]
-    chosen = few_bins(sizes, token_budget).items if shared else _by_length(parts, limit)
+    if not shared:
+        chosen = _by_length(parts, limit)
+    elif by_prompt:
+        parts.sort(key=lambda part: len(part.group.prompt))
+        sizes = [part.group.tokens - (0 if ends else len(part.completions)) for part in parts]
+        chosen = near_bins(sizes, token_budget)
+    else:
+        chosen = few_bins([part.group.tokens for part in parts], token_budget).items
     return [tuple(parts[i] for i in bin_) for bin_ in chosen]
 
 

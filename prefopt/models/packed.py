@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +18,14 @@ from prefopt.models.admission import Admission, admit
 from prefopt.models.causal import CausalModel
 from prefopt.models.compiled import compiled, wants_compiled
 from prefopt.models.fused import fused
+from prefopt.models.narrowed import narrowed
 from prefopt.models.states import Reduction, States
 from prefopt.records import GroupLayout, Layout, Pack
 
 _PADDED = "padded"
 """Key of a layout's plans: the layout with padding behind."""
+_ENDLESS = "endless"
+"""Key of a layout's plans: the layout without the completions' last tokens, and where the others are."""
 
 
 class PackedModel:
@@ -34,6 +38,9 @@ class PackedModel:
     Raises:
         ModelError: when the model is no text-only causal language model, or its log-probs can't be computed by parts.
     """
+
+    reads_last: bool = False
+    """Whether the state of a completion's last token is read. It predicts nothing, so otherwise it isn't computed."""
 
     def __init__(self, model: nn.Module, *, admission: Admission | None = None) -> None:
         self.model: Any = model
@@ -119,6 +126,8 @@ class PackedModel:
                 backend = wants_compiled(self.model)
                 layers = fused(self.model) if backend is None else compiled(self.model, backend)
                 changes.enter_context(layers)
+                if backend is None:
+                    changes.enter_context(narrowed(self.model))
             return changes.pop_all()
 
     def logprobs(self, pack: Pack, reduction: Reduction = "sum") -> Tensor:
@@ -143,8 +152,10 @@ class PackedModel:
         return self._causal.states(hidden)
 
     def _scored(self, pack: Pack) -> Tensor:
+        if self.admission.shared and pack.layout is not None:
+            return self._shared(pack, pack.layout)
         if self.admission.shared:
-            hidden = self._shared(pack)
+            hidden = self._side_by_side(pack)
         elif pack.layout is not None:
             raise ModelError(
                 f"{self._causal.name} can't share prompts ({self.admission.reason}); build its packs with shared=False."
@@ -156,31 +167,45 @@ class PackedModel:
             hidden = self._causal.hidden(input_ids=pack.tokens, **({"attention_mask": pack.mask} if padding else {}))
         return take_scored(hidden, pack.score_at)
 
-    def _shared(self, pack: Pack) -> Tensor:
-        """Return hidden states (1, T, H), or (R, T, H) for a pack of rows, which go side by side as one row."""
+    def _shared(self, pack: Pack, layout: Layout) -> Tensor:
+        """Return the hidden states (N, H) of a pack of shared prompts."""
         self._check_attached("logprobs")
-        if pack.layout is not None:
-            hidden = self._causal.shared_hidden(*self._of_a_size_that_repeats(pack, pack.layout))
-        else:
-            real = (torch.ones_like(pack.tokens) if pack.mask is None else pack.mask).bool()
-            # Rows side by side: each is a prompt without completions.
-            layout = Layout.of((length, ()) for length in real.sum(1).tolist())
-            found = self._causal.shared_hidden(pack.tokens[real][None], pack.position[real][None], layout)
-            hidden = found.new_zeros(*real.shape, found.shape[-1]).masked_scatter(real[..., None], found)
+        tokens, position, at = pack.tokens, pack.position, pack.score_at
+        if not self.reads_last:
+            layout, kept, place = _without_ends(layout, tokens.device)
+            tokens, position, at = tokens[:, kept], position[:, kept], place[at]
+        return take_scored(self._computed(*self._of_a_size_that_repeats(tokens, position, layout)), at)
+
+    def _side_by_side(self, pack: Pack) -> Tensor:
+        """Return hidden states (R, T, H) for a pack of rows, which go side by side as one row."""
+        self._check_attached("logprobs")
+        real = (torch.ones_like(pack.tokens) if pack.mask is None else pack.mask).bool()
+        # Each row is a prompt without completions.
+        layout = Layout.of((length, ()) for length in real.sum(1).tolist())
+        found = self._computed(pack.tokens[real][None], pack.position[real][None], layout)
+        return found.new_zeros(*real.shape, found.shape[-1]).masked_scatter(real[..., None], found)
+
+    def _computed(self, tokens: Tensor, position: Tensor, layout: Layout) -> Tensor:
+        hidden = self._causal.shared_hidden(tokens, position, layout)
         if hidden.requires_grad:
             hidden.register_hook(self._check_backward)
         return hidden
 
-    def _of_a_size_that_repeats(self, pack: Pack, layout: Layout) -> tuple[Tensor, Tensor, Layout]:
-        """Return the pack's tokens, positions and layout; where new sizes are slow, with a prompt of padding behind."""
+    def _of_a_size_that_repeats(
+        self, tokens: Tensor, position: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Layout]:
+        """Return a row's tokens, positions and layout; where new sizes are slow, with a prompt of padding behind."""
         extra = rounded(layout.tokens) - layout.tokens
-        if not extra or not compiles_by_shape(pack.tokens.device, self.head_weight.dtype):
-            return pack.tokens, pack.position, layout
+        if not extra or not compiles_by_shape(tokens.device, self.head_weight.dtype):
+            return tokens, position, layout
         if _PADDED not in layout.plans:
             layout.plans[_PADDED] = Layout((*layout.groups, GroupLayout(layout.tokens, extra, ())))
         behind = torch.arange(extra)[None]
-        tokens = torch.cat([pack.tokens, torch.zeros_like(behind)], 1)
-        return tokens, torch.cat([pack.position, behind], 1), layout.plans[_PADDED]
+        return (
+            torch.cat([tokens, torch.zeros_like(behind)], 1),
+            torch.cat([position, behind], 1),
+            layout.plans[_PADDED],
+        )
 
     def _row(self, pack: Pack, row: int) -> Tensor:
         """Return hidden states (1, T, H) of one row, computed without its padding."""
@@ -200,6 +225,23 @@ class PackedModel:
         """Refuse a backward pass that would run the forward pass again with the model's own attention."""
         if any(getattr(module, "gradient_checkpointing", False) for module in self._causal.backbone.modules()):
             self._check_attached("the backward pass with activation checkpointing")
+
+
+def _without_ends(layout: Layout, device: torch.device) -> tuple[Layout, Tensor, Tensor]:
+    """Return the layout without the completions' last tokens, made at the first call for a pack and kept with it.
+
+    Beside it, both int64: which tokens stay (kept,), and the place of each of those among them (T,).
+    """
+    name = (_ENDLESS, device)
+    if name not in layout.plans:
+        stays = np.ones(layout.tokens, dtype=bool)
+        for group in layout.groups:
+            stays[group.start + group.prompt + np.cumsum(np.array(group.completions, dtype=np.int64)) - 1] = False
+        kept, place = np.flatnonzero(stays), np.cumsum(stays) - 1
+        kept_at, gone_to = (torch.tensor(x, device=device) for x in (kept, place))
+        layout.plans[name] = layout.without_ends(), kept_at, gone_to
+    found: tuple[Layout, Tensor, Tensor] = layout.plans[name]
+    return found
 
 
 def take_scored(hidden: Tensor, at: Tensor) -> Tensor:

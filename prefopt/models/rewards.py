@@ -30,6 +30,8 @@ class PackedRewards(PackedModel):
         ModelError: as PackedModel.
     """
 
+    reads_last = True
+
     def __init__(self, model: nn.Module, *, seed: int) -> None:
         super().__init__(model)
         hidden = self.head_weight.shape[1]

@@ -119,7 +119,15 @@ def _packs(
     shared = policy.admission.shared
     budget = fitting_budget(token_budget, policy, groups)
     _keep_freed_pages()
-    for plan in plan_packs(groups, token_budget=budget, shared=shared, one_row=policy.admission.one_row):
+    plans = plan_packs(
+        groups,
+        token_budget=budget,
+        shared=shared,
+        one_row=policy.admission.one_row,
+        by_prompt=True,
+        ends=policy.reads_last,
+    )
+    for plan in plans:
         yield plan, assemble([part.group for part in plan], shared=shared).to(policy.head_weight.device)
 
 

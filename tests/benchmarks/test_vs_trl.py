@@ -44,8 +44,8 @@ def test_attended_pairs_and_flops_are_those_counted_by_hand():
 
     group = Group((1, 2, 3), ((4, 5), (6,)), ((0, 1),))
     (pack,) = build_packs([group], token_budget=64, shared=True)
-    # prompt 1 + 2 + 3; first completion 4 + 5; second 4
-    assert attended(pack) == 6 + 9 + 4
+    # prompt 1 + 2 + 3; first completion 4; a completion's last token predicts nothing
+    assert attended(pack) == 6 + 4
     (rows,) = build_packs([group], token_budget=64, shared=False)
     assert attended(rows) == 15 + 10  # sequences of 5 and 4 tokens
 
@@ -55,24 +55,25 @@ def test_attended_pairs_and_flops_are_those_counted_by_hand():
     head = model.get_output_embeddings().weight
     attention = attention_flops(config, pack, reference=True)
     counted = count(model, pack, head=head, attention=attention, reference=True)
-    # 6 tokens, 3 of them scored; q has no input gradient in the first layer, down (6 -> 4) has
+    # 4 tokens, 3 are scored; q has no input gradient in the first layer; down (6 -> 4) has, and is needed for the
+    # prompt's last token and the one that stays of the completions
     assert counted.base == {
-        Shape(6, 4, 4): 2, Shape(6, 6, 4): 2, Shape(6, 4, 6): 1, Shape(3, 4, 11): 2, Shape(3, 11, 4): 1
+        Shape(4, 4, 4): 2, Shape(2, 6, 4): 2, Shape(2, 4, 6): 1, Shape(3, 4, 11): 2, Shape(3, 11, 4): 1
     }  # fmt: skip
-    q_down, q_up, down_down, down_up = 2 * 6 * 4 * 2, 2 * 6 * 2 * 4, 2 * 6 * 6 * 2, 2 * 6 * 2 * 4
+    q_down, q_up, down_down, down_up = 2 * 4 * 4 * 2, 2 * 4 * 2 * 4, 2 * 2 * 6 * 2, 2 * 2 * 2 * 4
     assert counted.adapter == (2 * q_down + 3 * q_up) + (3 * down_down + 3 * down_up)
-    assert counted.attention == 2 * 4 * 19 * (2 * 2 + 4)
+    assert counted.attention == 2 * 4 * 10 * (2 * 2 + 4)
     # A window of 2: the prompt's tokens see 1, 2, 2 keys, a completion's 2 each
-    assert attended(pack, 2) == 5 + 4 + 2
+    assert attended(pack, 2) == 5 + 2
     assert attended(rows, 2) == (5 + 4) + (5 + 2)
 
     plain = LlamaForCausalLM(config)
     full = count_full(plain, pack, attention=7, head=plain.get_output_embeddings().weight, reference=False)
     # q, o: 4 -> 4; k, v: 4 -> 2; gate, up: 4 -> 6; down: 6 -> 4; of 3 scored tokens the head: 4 -> 11
-    assert full.base[Shape(6, 4, 4)] == 4  # forward and the input's gradient of both
-    assert full.base[Shape(4, 6, 4)] == 2  # the weight's gradient
-    assert full.base[Shape(6, 4, 6)] == 3  # forward of gate and up, the input's gradient of down
-    assert full.base[Shape(6, 6, 4)] == 1 + 2 + 2  # down forward; of gate and up both gradients: 6 is also the tokens
+    assert full.base[Shape(4, 4, 4)] == 4 + 2  # forward and both gradients of q and o: 4 is also the tokens
+    assert full.base[Shape(2, 4, 6)] == 3  # forward of gate and up, the input's gradient of down
+    assert full.base[Shape(2, 6, 4)] == 3  # forward of down, the input's gradient of gate and up
+    assert full.base[Shape(6, 2, 4)] == 2  # the weight's gradient of gate and up
     assert full.base[Shape(11, 3, 4)] == full.base[Shape(3, 11, 4)] == full.base[Shape(3, 4, 11)] == 1
     assert full.attention == 7
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.bins import few_bins
+from prefopt.data.bins import NEAR, few_bins, near_bins
 
 
 def fewest_by_trial(sizes, room):
@@ -79,3 +79,21 @@ def test_a_whole_held_out_set_is_packed_without_a_search_that_has_no_end():
     found = few_bins(sizes, 1000)
     check(sizes, 1000, found)
     assert found.fewest <= len(found.items) < 1.1 * found.fewest
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes=st.lists(st.integers(1, 60), max_size=200), room=st.integers(1, 80))
+def test_near_bins_hold_every_item_once_and_no_more_than_there_is_room_for(sizes, room):
+    found = near_bins(sizes, room)
+    assert sorted(item for own in found for item in own) == list(range(len(sizes)))
+    assert all(sum(sizes[item] for item in own) <= room or len(own) == 1 for own in found)
+    assert found == near_bins(sizes, room)
+
+
+def test_near_bins_are_full_and_of_neighbours():
+    draw = random.Random(2)
+    sizes = [draw.randint(200, 700) for _ in range(2000)]
+    found = near_bins(sizes, 2048)
+    assert len(found) == -(-sum(sizes) // 2048)
+    assert sorted(max(own) - min(own) for own in found)[len(found) // 2] < NEAR
+    assert near_bins([5, 5, 9, 5, 1], 10) == [[2, 4], [0, 1], [3]]  # around the largest first

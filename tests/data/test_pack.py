@@ -334,6 +334,26 @@ def test_rows_of_like_lengths_share_a_pack_so_that_little_is_padding():
     assert all(pack.tokens.numel() <= 8192 for pack in packs)
 
 
+def test_packs_by_prompt_hold_every_completion_once_and_prompts_of_like_length():
+    step = like_ultrafeedback(random.Random(0), 300)
+    apart = {}
+    for by_prompt in (False, True):
+        plans = plan_packs(step, token_budget=2048, shared=True, by_prompt=by_prompt, ends=False)
+        held = Counter((part.index, c) for plan in plans for part in plan for c in part.completions)
+        assert held == Counter((i, c) for i, group in enumerate(step) for c in range(len(group.completions)))
+        prompts = [[len(part.group.prompt) for part in plan] for plan in plans]
+        apart[by_prompt] = sorted(max(own) - min(own) for own in prompts)[len(plans) // 2]
+    assert apart[True] < 0.6 * apart[False]
+    # Without the completions' last tokens, a pack of one more group is still within the budget.
+    assert max(sum(part.group.tokens for part in plan) for plan in plans) > 2048
+    assert all(sum(p.group.tokens - len(p.completions) for p in plan) <= 2048 for plan in plans if len(plan) > 1)
+
+
+def test_packs_by_prompt_that_count_last_tokens_are_within_the_budget():
+    plans = plan_packs(lengths(random.Random(0), 128), token_budget=2048, shared=True, by_prompt=True)
+    assert all(sum(part.group.tokens for part in plan) <= 2048 for plan in plans if len(plan) > 1)
+
+
 def test_packs_are_the_same_every_time():
     step = lengths(random.Random(3), 50)
     plans = [plan_packs(step, token_budget=2000, shared=True) for _ in range(2)]

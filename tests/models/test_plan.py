@@ -124,7 +124,8 @@ def test_the_passes_compute_the_products_that_they_must():
     """A frozen Llama with LoRA: forward and the input's gradient, and the adapter's own; no gradient of weights."""
     settings, rank = layers("llama", 3), 4
     policy = PlannedPolicy(settings, ModelConfig(name="t", lora=LoraSection(r=rank)), torch.float32, True)
-    tokens, scored = sum(g.tokens for g in GROUPS), sum(sum(map(len, g.completions)) for g in GROUPS)
+    scored = sum(sum(map(len, g.completions)) for g in GROUPS)
+    tokens = sum(g.tokens - len(g.completions) for g in GROUPS)  # a completion's last token predicts nothing
     h, i, v, kv = 32, 48, 61, 16
     base = [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]
     each = sum(a * b for a, b in base)
@@ -133,12 +134,16 @@ def test_the_passes_compute_the_products_that_they_must():
     # first layer's q, k and v need no gradient of their inputs, which nothing before them trains.
     first = sum(a * b for a, b in base[:3]) + sum(rank * a for a, _ in base[:3])
     linear = 2 * tokens * (3 * (3 * each + 3 * adapters) - first)
+    # What the last layer's MLP would give a prompt's tokens before its last one, nobody reads.
+    unread = sum(len(g.prompt) - 1 for g in GROUPS)
+    linear -= 2 * unread * 3 * sum(a * b + rank * (a + b) for a, b in base[4:])
     head = 2 * scored * h * v * (1 + 2)
     found = policy.passes(GROUPS, PassOptions(), reference=True)
     assert found.flops - found.attention == pytest.approx(linear + head, rel=0.02)
     # Causal: a query looks at what is before it in its prompt and completion.
     looks = sum(
-        sum(range(1, len(g.prompt) + 1)) + sum(sum(len(g.prompt) + n + 1 for n in range(len(c))) for c in g.completions)
+        sum(range(1, len(g.prompt) + 1))
+        + sum(sum(len(g.prompt) + n + 1 for n in range(len(c) - 1)) for c in g.completions)
         for g in GROUPS
     )
     products = 2 * 4 * looks * 8  # a product of 4 heads of size 8

@@ -47,3 +47,25 @@ def test_products_are_those_that_torch_counts_in_the_layers(tiny_model: Path, lo
     tokens, scored = 5 + 4 + 4, 2 + 1 + 3  # rows: a prompt stands before each of its completions
     pairs = (15 + 10 + 10) * len(work.windows)
     assert twice - once == tokens * work.forward + scored * work.head_forward + pairs * work.attention
+
+
+def test_what_nobody_reads_of_a_shared_prompt_is_not_counted(tiny_model: Path) -> None:
+    packed = PackedModel(load_policy(tiny_model, device="cpu", dtype="float32", lora={"r": 4})[0])
+    work = Work.of(packed)
+    assert work is not None
+    (pack,) = build_packs(GROUPS, token_budget=64, shared=True)
+    # Without last tokens: a prompt of 3 with a completion of 1, and a prompt of 1 with one of 2.
+    tokens, scored, pairs = 4 + 3, 2 + 1 + 3, 6 + 4 + 1 + 5
+    unread = 2  # the first two tokens of the first prompt
+    once, twice = work.flops(pack, reference=False), work.flops(pack, reference=True)
+    assert twice - once == (
+        tokens * work.forward
+        - unread * work.last_forward
+        + scored * work.head_forward
+        + pairs * len(work.windows) * work.attention
+    )
+    config = packed.config
+    assert work.last_forward == work.last_backward - 2 * sum(
+        parameter.numel() for name, parameter in packed.model.named_parameters()
+        if f"layers.{config.num_hidden_layers - 1}.mlp" in name and "lora" in name
+    )  # fmt: skip

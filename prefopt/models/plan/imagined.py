@@ -25,6 +25,7 @@ from prefopt.kernels.attention_plan import Plan, build_plan
 from prefopt.kernels.flex import BLOCK
 from prefopt.models.admission import expected
 from prefopt.models.fused import fused
+from prefopt.models.narrowed import narrowed
 from prefopt.models.packed import PackedModel, take_scored
 from prefopt.records import Group, Layout, Pack
 
@@ -87,13 +88,19 @@ class ImaginedModel(PackedModel):
         try:
             # The registry is all processes' one place for attention functions; the real one goes back into it.
             AttentionInterface.register(attention.SHARED_PROMPT, self._attention)
-            with self._causal.attention(attention.SHARED_PROMPT), fused(self.model, gpu=self.gpu):
+            with (
+                self._causal.attention(attention.SHARED_PROMPT),
+                fused(self.model, gpu=self.gpu),
+                narrowed(self.model),
+            ):
                 yield
         finally:
             attention.register()
 
-    def _of_a_size_that_repeats(self, pack: Pack, layout: Layout) -> tuple[Tensor, Tensor, Layout]:
-        return (pack.tokens, pack.position, layout) if self.gpu else super()._of_a_size_that_repeats(pack, layout)
+    def _of_a_size_that_repeats(
+        self, tokens: Tensor, position: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Layout]:
+        return (tokens, position, layout) if self.gpu else super()._of_a_size_that_repeats(tokens, position, layout)
 
     def _scored(self, pack: Pack) -> Tensor:
         if self.admission.shared:
