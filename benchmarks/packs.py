@@ -5,11 +5,12 @@
 Pairs with log-normal lengths like UltraFeedback's: prompts of 180 tokens, completions of 300 (means). Groups are whole,
 so that tokens / budget, rounded up, can't always be reached: `fewest` is what an exact search proves to be needed.
 
-Three things are padded where a CPU computes in 16 bits. The row of a pack is rounded up, for the products with
-weights (`rows`). Attention cuts it into strips that are batched to blocks: `queries` are the strips' rows with padding
-beside the tokens, and `scores` the entries of the blocks beside those that a token may look at. `all` weighs products
-and scores by their multiplications in a model of SmolLM2-135M's shape, forward: what a token costs beside what it would
-cost without any padding; of the first seed alone. On a GPU rows are not rounded up.
+Three things are padded where a CPU computes in 16 bits. The row of a pack, in which a completion's last token has no
+place, is rounded up for the products with weights (`rows`). Attention cuts it into strips that are batched to blocks:
+`queries` are the strips' rows with padding beside the tokens, and `scores` the entries of the blocks beside those that
+a token may look at. `all` weighs products and scores by their multiplications in a model of SmolLM2-135M's shape,
+forward: what a token costs beside what it would cost without any padding; of the first seed alone. On a GPU rows are
+not rounded up.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from prefopt.data import Part, plan_packs
 from prefopt.data.bins import few_bins
 from prefopt.kernels.attention_plan import build_plan
 from prefopt.kernels.shapes import rounded
-from prefopt.records import Group, GroupLayout, Layout
+from prefopt.records import Group, Layout
 
 PROMPT, COMPLETION = (180, 0.9), (300, 0.7)
 """Mean, and standard deviation of the logarithm."""
@@ -79,14 +80,10 @@ def step(draw: random.Random, pairs: int) -> list[Group]:
 
 def add_pack(work: Work, pack: Sequence[Part]) -> None:
     """Count the tokens and scores of a pack, and what a CPU makes of them in 16 bits."""
-    groups, start = [], 0
-    for part in pack:
-        prompt, own = len(part.group.prompt), tuple(map(len, part.group.completions))
-        groups.append(GroupLayout(start, prompt, own))
-        start += part.group.tokens
-        work.allowed += prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in own)
+    groups = (part.group for part in pack)
+    layout = Layout.of((len(g.prompt), tuple(map(len, g.completions))) for g in groups).without_ends()
     plan = build_plan(
-        Layout(tuple(groups)),
+        layout,
         heads=HEADS,
         kv_heads=KV_HEADS,
         window=None,
@@ -94,8 +91,9 @@ def add_pack(work: Work, pack: Sequence[Part]) -> None:
         device=torch.device("cpu"),
         dtype=torch.bfloat16,
     )
-    work.tokens += start
-    work.rows += rounded(start)
+    work.tokens += layout.tokens
+    work.allowed += layout.attended()
+    work.rows += rounded(layout.tokens)
     work.queries += plan.query_rows.numel() // HEADS
     work.scores += plan.scores // HEADS
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from prefopt.kernels.shapes import COUNTS, compiles_by_shape, rounded
 from prefopt.records import GroupLayout, Layout
 
-_CHUNK = 256
+_CHUNK = 128
 """Queries of a long sequence done at once: causal attention then skips most of the keys that it would mask."""
-_LONG = 384
+_LONG = 192
 """Sequences above this many tokens are cut into chunks."""
-_TILE_COST = {"cpu": 150_000, "cuda": 4_000_000}
-"""What one more tile costs, in scores computed instead (measured on two AVX512-BF16 cores)."""
+_TILE_COST = {"cpu": 40_000, "cuda": 4_000_000}
+"""What one more tile costs, in scores computed instead (measured on AVX512-BF16 cores)."""
 _QUERY_COST = 32
 """What a query costs beside its scores, in scores."""
 _LOOKBACK = 64
