@@ -7,7 +7,7 @@ attention needs the prompt's other tokens too, but behind the last attention not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,8 @@ def narrowed(model: nn.Module) -> Iterator[None]:
     if found is None:
         yield
         return
-    with ExitStack() as stack:
-        last = _LastMLP(*found)
-        stack.enter_context(_running(last.attention, last.attended))
-        stack.enter_context(_running(last.mlp, last.part))
+    last = _LastMLP(*found)
+    with _running(last.attention, last.attended), _running(last.mlp, last.part):
         yield
 
 
